@@ -1510,11 +1510,12 @@ XE_CODES = {
     HAS_USB: 'VM_HAS_VUSBS|has VUSBs', IN_USE: 'in use'}       # the first that fits counts
 
 
-def send_signal(child: Popen, signum: int) -> None:
-    """Send a signal to a child and what it started: VMBACKUP_XE may name a script with ssh."""
-    if child.returncode is None:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signum)
+def send_signal(signum: int, *children: Popen) -> None:
+    """Send a signal to children and what they started: VMBACKUP_XE may name a script with ssh."""
+    for child in children:
+        if child.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signum)
 
 
 def bounded(what: str, function: Callable, *arguments: Any, watch: Optional[Callable] = None,
@@ -1676,8 +1677,7 @@ class Signals:
     def kill_children(self) -> None:
         """End all programs that still run, also one that another thread is just starting."""
         waited = self.starting.acquire(timeout=LAST_WORDS)
-        for child in list(self.running):
-            send_signal(child, SIGKILL)
+        send_signal(SIGKILL, *self.running)
         if waited:
             self.starting.release()
 
@@ -1685,8 +1685,7 @@ class Signals:
         """Act on a signal: end the exports; give a login and the pool their time, and else none."""
         self.since = stopwatch()
         self.received = self.received or signum
-        for child in list(self.children):
-            send_signal(child, SIGTERM)
+        send_signal(SIGTERM, *self.children)
         if self.logging_in or self.children or not self.at_once:
             self.allow(LOGIN_GRACE if self.logging_in else SIGNAL_GRACE)
 
@@ -1711,8 +1710,7 @@ class Signals:
         """Let a signal end these children; raise Interrupted once they have ended by one."""
         self.children.update(children)
         if self.received:
-            for child in children:
-                send_signal(child, SIGTERM)
+            send_signal(SIGTERM, *children)
         try:
             yield
         finally:
@@ -1755,7 +1753,7 @@ def started(argv: Texts, **how: Any) -> Iterator[Popen]:
     finally:
         for signum in (SIGTERM, SIGKILL):
             if child.poll() is None:
-                send_signal(child, signum)
+                send_signal(signum, child)
                 with suppress(TimeoutExpired):
                     child.wait(REAP_TIMEOUT)
         Signals.running.discard(child)
@@ -1832,9 +1830,9 @@ def has_ended(child: Popen, timeout: float, signals: Signals) -> bool:
 
 
 def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
-             cuttable: bool, tell: Callable) -> int:
-    """Run a program; return its exit status, -N for signal N. `tell` is called with each line, at
-    once; if `cuttable`, a signal ends it; what it leaves goes on. Raise CommandFailed."""
+             cuttable: bool, tell: Callable) -> None:
+    """Run a program. `tell` is called with each line, at once; if `cuttable`, a signal ends it; what
+    it leaves goes on. Raise CommandFailed, for an exit status but 0 with that as its code."""
     signals = Signals.current if cuttable else Signals()
 
     def listen() -> None:
@@ -1851,13 +1849,17 @@ def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
             if not over:
                 raise CommandFailed(f'still running after {timeout / 60:g} minutes (hook_timeout)')
         except BaseException:                          # end it, and whatever it has started
-            send_signal(child, SIGTERM)
+            send_signal(SIGTERM, child)
             has_ended(child, REAP_TIMEOUT, Signals())
-            send_signal(child, SIGKILL)
+            send_signal(SIGKILL, child)
             raise
         finally:
             listener.join(LAST_WORDS)
-        return child.wait()
+        status = child.wait()
+        if status < 0:
+            raise CommandFailed(f'ended by signal {-status}')
+        if status:
+            raise CommandFailed(f'exit status {status}', str(status))
 
 
 def packing_command(compression: Compression, undo: bool = False) -> Texts:
@@ -5720,7 +5722,7 @@ class Importer(Operator):
 # The first three cannot harm a backup; a hook can keep one from being made.
 
 BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
-NOT_NOW = 75               # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
+NOT_NOW = '75'             # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
 VARIABLES = 'VM UUID METHOD TARGET FILE SIZE STATUS BACKUP_DIR REPORT'.split()
 LONGEST_REPLIES = 2**20    # bytes of all answers of a mail server
 LARGEST_LOG = 2**27        # bytes of a status log that is read
@@ -5765,14 +5767,13 @@ def make_directories(path: str) -> None:
 class StatusLog:
     """The file that 3.25 wrote, line by line; none for /dev/null or a run without a config file."""
     broken = False
-    begun = None               # type: Any     # when the run did
 
     def __init__(self, path: str, warnings: Warned) -> None:
         self.path = '' if path == os.devnull else path
         self.warnings = warnings
         self.lock = Lock()   # its lines are in the order of their times
 
-    def write(self, actor: str, *words: str) -> datetime:
+    def write(self, actor: str, *words: str) -> str:
         """Append `time,actor,host,words...`; return the time. The first problem is a warning."""
         with self.lock:
             moment = now()
@@ -5785,7 +5786,7 @@ class StatusLog:
                     self.warnings.append(
                         f'cannot write status_log {portable(self.path)}: {reason_of(error)}')
                 self.broken = True
-            return moment
+            return iso(moment)
 
     def append(self, line: str) -> None:
         """Append a line. Raise OSError, for what is no file of its own too."""
@@ -5794,11 +5795,10 @@ class StatusLog:
                 open_file(self.path, O_WRONLY | O_APPEND | O_CREAT, 0o640), 'ab') as stream:
             stream.write(encoded(printable(line)) + b'\n')
 
-    def begin(self) -> datetime:
+    @functools.lru_cache()
+    def begin(self) -> str:
         """Note, once, that a run begins; return when."""
-        if not self.begun:
-            self.begun = self.write('vmbackup.py', 'begin')
-        return self.begun
+        return self.write('vmbackup.py', 'begin')
 
 
 def last_logged(path: str) -> Optional[LastRun]:
@@ -5924,7 +5924,6 @@ def deliver(settings: Settings, message: Any, recipients: Texts) -> Record:
     import ssl
     path, security = settings.mail_smtp_password_file, security_of(settings)
     password = read_password_file(path, log) if path else ''
-    name = settings.mail_helo or greeting(settings.mail_from, this_host())
     kind, options = smtplib.SMTP, {}       # type: Any, Record
     if security == 'tls':
         kind, options = smtplib.SMTP_SSL, {'context': ssl.create_default_context()}
@@ -5933,8 +5932,9 @@ def deliver(settings: Settings, message: Any, recipients: Texts) -> Record:
         def getreply(self) -> Any:
             self.file = self.file or Replies(self.sock.makefile('rb', buffering=0))
             return super().getreply()
-    server = Client(settings.mail_smtp_server, settings.mail_smtp_port, name, timeout=MAIL_TIMEOUT,
-                    **options)
+    server = Client(settings.mail_smtp_server, settings.mail_smtp_port,
+                    settings.mail_helo or greeting(settings.mail_from, this_host()),
+                    timeout=MAIL_TIMEOUT, **options)
     with closing(server):
         if security == 'starttls':
             server.starttls(context=ssl.create_default_context())
@@ -6010,7 +6010,6 @@ class Warnings(list):
     known = {}                 # type: Dict[str, str]      # those of the last run, since when
 
     def __init__(self) -> None:
-        super().__init__()
         self.told = {}         # type: Dict[str, str]      # the same of this run
 
     def append(self, text: str) -> None:
@@ -6055,7 +6054,7 @@ class Run:
         self.status_log = StatusLog(self.settings.status_log if logging else '', self.warnings)
         self.outcomes = []     # type: List[Outcome]
         self.errors = Errors()
-        self.turns = []        # type: Sequence[Any]       # all that are to be, if that is known
+        self.turns = []        # type: Sequence[Any]       # all that are to be, once it is known
         self.numbers = itertools.count(1)      # of those
         self.left_alone = []   # type: List[str]
         self.started = iso(now())
@@ -6065,13 +6064,11 @@ class Run:
         """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
         elapsed = stopwatch()
         method, name = turn.job.method, turn.job.vm.name
-        if self.turns:
-            number = f'VM {next(self.numbers)} of {len(self.turns)}'
-            failed = self.counts().errors - self.further_errors
-            log(f'{number}, {failed} failed')
-            Console.current.thread.turn = number + ': '
-        log(f'*** {method} begin {turn.job.shown}')
-        started = iso(self.status_log.write(method, 'begin', name))
+        number = f'VM {next(self.numbers)} of {len(self.turns)}'
+        failed = self.counts().errors - self.further_errors
+        Console.current.thread.turn = number + ': '
+        log(f'{number}, {failed} failed', f'*** {method} begin {turn.job.shown}')
+        started = self.status_log.write(method, 'begin', name)
         status, reason = 'INTERRUPTED', 'ended by a signal'    # type: str, Optional[str]
         try:
             work()
@@ -6227,7 +6224,7 @@ class Shared(Run):
         # Backups of others in VMs' directories: how many, by where, whose, and what to do.
         self.others = Counter()    # type: Dict[str, int]
         self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
-        self.locks = ExitStack()       # of the record of this run
+        self.recorded = ExitStack()    # in backup_dir, once it is so: what its end does there
 
     def exporter(self, method: str, warnings: Warned) -> Exporter:
         """Return the exporter of a method, with the settings that it needs."""
@@ -6255,23 +6252,20 @@ class Shared(Run):
         signals.allow(SIGNAL_GRACE + CUT_GRACE)
         Console.current.show(f'hook {phase}', QUIET)
         try:
-            status = run_hook([self.hook, phase], environ,
-                              min(timeout, SIGNAL_GRACE) if signals.received else timeout, begins,
-                              lambda line: log(f'{begin}hook {phase}: {line}'))
-            if status < 0:
-                raise CommandFailed(f'ended by signal {-status}')
-            if status and not (begins and status == NOT_NOW):
-                raise CommandFailed(f'exit status {status}')
+            run_hook([self.hook, phase], environ,
+                     min(timeout, SIGNAL_GRACE) if signals.received else timeout, begins,
+                     lambda line: log(f'{begin}hook {phase}: {line}'))
         except CommandFailed as error:
-            reason, status = f'hook {phase} failed: {error}', 0
+            if begins and error.code == NOT_NOW:
+                log(f'hook {phase}: {error}: skipped')
+                return True
+            reason = f'hook {phase} failed: {error}'
             if begins:
                 raise CommandFailed(reason)
             warnings.append(reason)
         finally:
             signals.at_once = at_once
-        if status:
-            log(f'hook {phase}: exit status {status}: skipped')
-        return bool(status)
+        return False
 
     def remove_leftovers(self, history: History, warnings: Warned) -> Texts:
         """Remove what a dead run left, in the pool and on disk; return snapshots that stay."""
@@ -6481,12 +6475,12 @@ class VmBackup(Turn):
 
     def describe(self, started: datetime, snapshot: Snapshot) -> Record:
         """Return the manifest, as far as it is known before the export."""
-        vm, exporter = self.job.vm, self.exporter
+        vm = self.job.vm
         return dict(
             schema=1, version=VERSION,
             vm={'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
             method=self.job.method, host=this_host(), started=iso(started),
-            earlier=self.owner().earlier, snapshot=snapshot.uuid, **disks_told(exporter),
+            earlier=self.owner().earlier, snapshot=snapshot.uuid, **disks_told(self.exporter),
             **self.shared.identity)
 
     def export(self, snapshot: Snapshot) -> int:
@@ -6645,7 +6639,6 @@ def next_backup(waiting: Sequence[VmBackup], running: Sequence[VmBackup],
 class BackupRun(Shared):
     """A night's backup. Whatever happens, `end` reports it."""
     closing = ''               # the phase of the hook that is to follow
-    recorded = ''              # name of the record of this run, while it goes on
 
     def make_plan(self) -> Plan:
         """Return what is to be done. Raise PoolError."""
@@ -6763,7 +6756,7 @@ class BackupRun(Shared):
 
     def begin(self) -> None:
         """Note that the run begins: in the status log and, if it is usable, in backup_dir."""
-        begun = iso(self.status_log.begin())
+        begun = self.status_log.begin()
         if not self.config.path or self.config.errors:
             return
         with suppress(TargetError):                    # `check` will tell
@@ -6772,43 +6765,41 @@ class BackupRun(Shared):
             narrowed = any(rule.method == 'vm' for rule in self.config.rules)
             name = run_name(self.config.path, ' vm=' * narrowed)
             try:
-                self.locks.enter_context(self.store.locked(name, RUN_PATIENCE))
+                self.recorded.enter_context(self.store.locked(name, RUN_PATIENCE))
                 with suppress(KeyError, TargetError, OSError):     # none, or a damaged one
                     self.warnings.known = self.store.runs()[name].warnings
-                self.this_run = LastRun(begun, this_host(), process(), warnings=self.warnings.known)
-                self.store.write_run(name, self.this_run)
-                self.recorded = name
+                this_run = LastRun(begun, this_host(), process(), warnings=self.warnings.known)
+                self.store.write_run(name, this_run)
+                self.recorded.callback(self.record_end, name, this_run)
             except (VmBackupError, OSError) as error:
                 log(f'***NOTE - this run is not recorded in backup_dir: {explain(error)}')
 
-    def record_end(self) -> None:
-        """Record that the run ends, once; then nothing in backup_dir is open."""
-        with self.locks, tolerating(self.warnings, 'the end of this run is not recorded'):
-            name, self.recorded = self.recorded, ''
-            if name:
-                failed = ['{0.name:.{1}} ({0.status})'.format(outcome, LONGEST_NAME)
-                          for outcome in self.outcomes if outcome.error]
-                told, verdict = self.warnings.told, self.verdict()
-                if verdict == ERROR:                   # what did not come to warn may still do
-                    told = {**told, **self.warnings.known}
-                told = dict(list(told.items())[:MOST_RECORDED])
-                self.store.write_run(name, self.this_run._replace(
-                    ended=iso(now()), result=f'{verdict.token} {self.counts()}',
-                    failed=abbreviate(failed), warnings=told))
+    def record_end(self, name: str, this_run: LastRun) -> None:
+        """Record that the run ends."""
+        with tolerating(self.warnings, 'the end of this run is not recorded'):
+            failed = ['{0.name:.{1}} ({0.status})'.format(outcome, LONGEST_NAME)
+                      for outcome in self.outcomes if outcome.error]
+            told, verdict = self.warnings.told, self.verdict()
+            if verdict == ERROR:                       # what did not come to warn may still do
+                told = {**told, **self.warnings.known}
+            told = dict(list(told.items())[:MOST_RECORDED])
+            self.store.write_run(name, this_run._replace(
+                ended=iso(now()), result=f'{verdict.token} {self.counts()}',
+                failed=abbreviate(failed), warnings=told))
 
     def end(self) -> int:
         """Run the last hooks, write report and end lines, mail; return the exit status."""
         Signals.current.at_once = False
         Signals.current.allow(SIGNAL_GRACE)
         if self.hook:                                  # which may unmount the share
-            self.record_end()
+            self.recorded.close()
         if self.closing:
             with self.until_ended():
                 self.call_hook(self.closing, self.warnings, status=self.verdict().token)
         if self.report_file:
             with tolerating(self.warnings, f'cannot write report_file {self.report_file}'):
                 bounded('the file system', put_report, self.report_file, self.report())
-        self.record_end()
+        self.recorded.close()
         self.status_log.begin()
         self.status_log.write('vmbackup.py', 'end', self.verdict().token, str(self.counts()))
         self.report_end('')
