@@ -1831,8 +1831,8 @@ def has_ended(child: Popen, timeout: float, signals: Signals) -> bool:
 
 def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
              cuttable: bool, tell: Callable) -> None:
-    """Run a program. `tell` is called with each line, at once; if `cuttable`, a signal ends it; what
-    it leaves goes on. Raise CommandFailed, for an exit status but 0 with that as its code."""
+    """Run a program. `tell` is called with each line, at once; if `cuttable`, a signal ends it;
+    what it leaves goes on. Raise CommandFailed, whose code is the exit status if that is not 0."""
     signals = Signals.current if cuttable else Signals()
 
     def listen() -> None:
