@@ -6964,21 +6964,20 @@ class BackupRun(Shared):
 
 def run_backup(line: CommandLine) -> int:
     """Make backups, or a preview. The mail on an unreadable config goes as by default."""
-    if line.options['json'] and not line.options['preview']:
+    if line.options['preview']:
+        config = config_of(line)
+        refuse_unexpected(config)
+        return BackupRun(config).preview(line)
+    if line.options['json']:
         raise UsageError('only a preview prints JSON (see VmBackup.py help preview; report_file is '
                          'the JSON of a run)')
     unreadable = None          # type: Optional[Exception]
     try:
         config = config_of(line)
     except ConfigError as error:
-        if line.options['preview']:
-            raise
         unreadable = error
         config = parse_config([], '', line)
     run_of_tonight = BackupRun(config)
-    if line.options['preview']:
-        refuse_unexpected(config)
-        return run_of_tonight.preview(line)
     with run_of_tonight.until_ended():
         if unreadable:
             raise unreadable
