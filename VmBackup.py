@@ -924,8 +924,9 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
     report = values['report_file']
     rules += [selector(text)._replace(method='vm', said=f'vm={text}') for text in line.only]
     password_file = line.options.get('password_file') or line.password
-    files = {'the config': path, 'the password file': native(password_file)}
-    files.update((name, values[name]) for name in ('status_log', 'hook', 'mail_smtp_password_file'))
+    files = {'the config': path, 'the password file': native(password_file),
+             'status_log': values['status_log'], 'hook': values['hook'],
+             'mail_smtp_password_file': values['mail_smtp_password_file']}
     for name, file in files.items():
         if report and file and abspath(file) == report:        # a current directory may be gone
             values['report_file'] = ''
@@ -1102,12 +1103,11 @@ def password_of(line: CommandLine) -> Optional[str]:
 def password_typed() -> str:
     """Return a password from standard input; a terminal does not show it. Raise ConfigError."""
     password = ''
-    if sys.stdin and sys.stdin.isatty():
-        import getpass
-        with suppress(EOFError):
+    with suppress(EOFError, ValueError):               # nothing was typed; it is no text
+        if sys.stdin and sys.stdin.isatty():
+            import getpass
             password = portable(getpass.getpass('Password of root: '))
-    elif sys.stdin:
-        with suppress(ValueError):                     # it is no text
+        elif sys.stdin:
             password = sys.stdin.buffer.readline(4097).decode('utf-8').rstrip('\r\n')
     if not password or '\0' in password:
         raise ConfigError('no password on standard input')
@@ -8434,16 +8434,17 @@ class Command(NamedTuple):
         """Return what is wrong, and where help is."""
         return UsageError(f'{text} ({remark}see VmBackup.py help {self.name})')
 
-    def meant(self, word: str) -> str:
-        """Return a remark on which option a word may stand for, or ''."""
-        known = [name + '=' * (allowed != SWITCH) for name, allowed in self.options.items()]
-        return nearest(word.lstrip('-').replace('-', '_'), known)
+    def meant(self, name: str) -> str:
+        """Return a remark on which option a name, with underscores, may stand for, or ''."""
+        return nearest(name, [option + '=' * (allowed != SWITCH)
+                              for option, allowed in self.options.items()])
 
     def unknown(self, word: str) -> UsageError:
         """Return the error on a word that is no option. Its value may be a password."""
         name, equals, _ = word.partition('=')
-        familiar = FAMILIAR.get(name.lstrip('-').replace('-', '_'))
-        near = f', perhaps {familiar}' if familiar in self.options else self.meant(name)
+        plain = name.lstrip('-').replace('-', '_')
+        familiar = FAMILIAR.get(plain)
+        near = f', perhaps {familiar}' if familiar in self.options else self.meant(plain)
         if equals or near or name.startswith('-'):
             return self.error(f'unknown option: {name}{equals}{near}')
         remark = 'choose VMs with vm=; ' if 'vm' in self.options else ''
@@ -8510,17 +8511,17 @@ def help_text(topic: str) -> str:
     return text
 
 
-def value_text(key: Key, config: Config) -> str:
-    """Return what a config file says for a value, wherever it is read. Raise ConfigError."""
-    value, place = config.given[key.name]
-    if CONVERSIONS.get(key.name) is absolute:
-        value = portable(getattr(config.settings, key.name))
+def value_text(name: str, config: Config) -> str:
+    """Return what a config file says for a key's value, wherever it is read. Raise ConfigError."""
+    value, place = config.given[name]
+    if CONVERSIONS.get(name) is absolute:
+        value = portable(getattr(config.settings, name))
     if not search('[\r\n\ud800-\udfff]', value):       # such as a byte that is no UTF-8
         for text in value, f'"{value}"', f"'{value}'":
             with suppress(ValueError):
                 if unquoted(text)[0] == value:
                     return text
-    raise ConfigError(f'no config file can hold this: {key.name}={value} ({place})')
+    raise ConfigError(f'no config file can hold this: {name}={value} ({place})')
 
 
 def config_text(config: Config) -> str:
@@ -8528,8 +8529,8 @@ def config_text(config: Config) -> str:
     text = CONFIG_HEAD
     for key in KEYS:
         meaning = sub('^ +', '# ', key.meaning, flags=MULTILINE)
-        default = key.default or 'empty'
-        name, value = key.name, value_text(key, config)
+        name, default = key.name, key.default or 'empty'
+        value = value_text(name, config)
         if not config.path and config.given[name][1] == 'default':
             value = SHOWN_KEYS.get(name, value)
             name = name if name in SHOWN_KEYS else '#' + name
@@ -8569,11 +8570,11 @@ def misplaced(word: str, line: Texts) -> UsageError:
     first, *rest = line
     rest.remove(word)
     meant = [word, *map(shell_word, rest)]
-    shown = first not in COMMANDS and names_file(first)
+    file = shell_word(first) if first not in COMMANDS and names_file(first) else ''
     if not parse_command(command, [word, *rest]).words:
-        meant.insert(1, shell_word(first) if shown else command.words)
+        meant.insert(1, file or command.words)
     elif first not in ('local', *COMMANDS) and 'password_file' in command.options:
-        meant.append('password-file=' + (shell_word(first) if shown else 'FILE'))
+        meant.append('password-file=' + (file or 'FILE'))
     return UsageError(f'{word} is a command and comes first: VmBackup.py {" ".join(meant)} (a VM '
                       f'that is called so is vm-export={word}, a file ./{word})')
 
@@ -8604,7 +8605,7 @@ def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
                     only.append(value)
             elif word in COMMANDS and command.name != 'help' and not wrong:
                 raise misplaced(word, line)
-            elif dashes and name or words and command.meant(word):
+            elif dashes and name or words and command.meant(name):
                 raise command.unknown(word)
             elif equals and name.isidentifier() and name not in ('vm_export', 'vdi_export'):
                 raise command.unknown(word)
@@ -8646,8 +8647,8 @@ def parse_words(words: Texts) -> CommandLine:
 
 def plain_words(words: Texts) -> Texts:
     """Return a command line as it is, or one that asks for help in any way as `help` ..."""
-    alone = words[0].lower().lstrip('-') if len(words) == 1 else ''
-    if alone in ('h', 'help', 'example', 'config'):
+    alone = ''.join(words).lower().lstrip('-')
+    if len(words) == 1 and alone in ('h', 'help', 'example', 'config'):
         return ['help' if alone == 'h' else alone]
     before = words[:[*words, '--'].index('--')]
     if {'-h', '--help'}.intersection(before):
@@ -8716,11 +8717,13 @@ def perform(words: Texts, program: str, console: Console) -> int:
 
 def main(argv: Texts) -> int:
     """Run; return the exit status."""
-    output, errors = [getattr(stream, 'buffer', None) for stream in (sys.stdout, sys.stderr)]
+    streams = []
+    for stream in sys.stdout, sys.stderr:
+        buffer = getattr(stream, 'buffer', None)
+        streams.append(getattr(buffer, 'raw', buffer))
     words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
-    console = Console(getattr(output, 'raw', output), getattr(errors, 'raw', errors))
     with Signals().handled():
-        return perform(words[1:], words[0], console)
+        return perform(words[1:], words[0], Console(*streams))
 
 
 if __name__ == '__main__':
