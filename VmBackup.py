@@ -1156,20 +1156,6 @@ class Job(NamedTuple):
     shown: str                 # NAME or NAME:N as the lists print it
 
 
-class Plan(NamedTuple):
-    """What a run will do. Preview prints it, a run executes it."""
-    jobs: Sequence[Job] = ()           # vdi-exports first, each kind in the order of the rules
-    excluded: Texts = ()       # names
-    uncovered: Texts = ()      # names that no rule mentions
-    failures: Sequence[Outcome] = ()   # configured VMs that cannot be backed up
-    broken: Rules = ()         # those that are no regular expressions
-    invalid: Rules = ()        # those with a retention that is no number
-    messages: Texts = ()       # what a log has to tell, warnings included
-    warnings: Texts = ()
-    errors: Texts = ()         # with any of these nothing is backed up
-    left_out: Texts = ()       # disks, as a preview tells of them
-
-
 def is_literal(pattern: str) -> bool:
     """Return whether a pattern is a plain name: letters, digits, blanks, - and _ only."""
     return bool(match(r'[\w -]+\Z', pattern))
@@ -1207,20 +1193,28 @@ def chooses(rule: Rule, vm: Vm) -> bool:
     return is_about(rule, vm) or rule.text in (vm.name, f'{vm.name}~{vm.uuid[:8]}', directory)
 
 
-class Selection:
-    """What the rules say, gathered one by one; VMs are known by their references."""
-    def __init__(self, rules: Rules, vms: Vms, former: Strings, saved: bool) -> None:
+class Plan:
+    """What a run will do, as its rules say one by one, and then `select`. Preview prints it, a run
+    executes it. VMs are known by their references."""
+    def __init__(self, rules: Rules = (), vms: Vms = (), former: Strings = {},
+                 saved: bool = False) -> None:
         self.rules = rules
         self.vms = vms
         self.former = former   # what became of the VMs that had these names
         self.lacking = 'no backup found' if saved else 'vm not found'
         self.only = [rule for rule in rules if rule.method == 'vm']
-        self.excluded = {}     # type: Dict[str, str]  # their names
+        self.jobs = []         # type: List[Job]       # vdi-exports first, in the order of rules
+        self.excluded = []     # type: List[str]       # names
+        self.uncovered = []    # type: List[str]       # names that no rule mentions
+        self.out = set()       # type: Set[str]        # those that are excluded
         self.winners = {}      # type: Dict[Tuple[str, str], Tuple[Rule, Vm]]
         self.exact = set()     # type: Set[str]        # chosen by tag or uuid
-        self.failures = {}     # type: Dict[str, Outcome]      # by name
-        self.broken, self.invalid = [], []         # type: List[Rule], List[Rule]
+        self.failed = {}       # type: Dict[str, Outcome]      # by name
+        self.broken = []       # type: List[Rule]      # those that are no regular expressions
+        self.invalid = []      # type: List[Rule]      # those with a retention that is no number
         self.messages, self.warnings = [], []      # type: List[str], List[str]
+        self.errors = []       # type: List[str]       # with any of these nothing is backed up
+        self.left_out = []     # type: List[str]       # disks, as a preview tells of them
         names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
             if rule.method == 'vm':
@@ -1240,7 +1234,9 @@ class Selection:
             found = self.selected(rule)
             for vm in filter(self.is_wanted, found):
                 if rule.method == 'exclude':
-                    self.excluded[vm.ref] = vm.name
+                    self.out.add(vm.ref)
+                    if vm.name not in self.excluded:
+                        self.excluded.append(vm.name)
                     continue
                 key = rule.method, vm.ref      # the last one wins, at the first one's place
                 old, _ = self.winners.get(key, (rule, vm))
@@ -1251,6 +1247,11 @@ class Selection:
                     self.exact.add(vm.ref)
             if not found:
                 self.not_found(rule)
+
+    @property
+    def failures(self) -> List[Outcome]:
+        """Return the ends of the VMs that rules name and that cannot be backed up."""
+        return list(self.failed.values())
 
     def is_wanted(self, vm: Vm) -> bool:
         """Return whether a VM is one of those that alone are wanted."""
@@ -1326,8 +1327,8 @@ class Selection:
             elif hint or rule.kind == 'uuid' or by_name and is_literal(rule.word):
                 level = 'ERROR'
                 name = rule.word if by_name else f'{rule.kind}:{rule.word}'
-                self.failures[name] = Outcome(name, None, rule.method, 'VM-NOT-FOUND',
-                                              error='not in the pool' + hint)
+                self.failed[name] = Outcome(name, None, rule.method, 'VM-NOT-FOUND',
+                                            error='not in the pool' + hint)
         if not hint and level != 'ERROR':
             line = ''
         self.remark(level, f'{self.lacking}: {rule}{line}{hint}')
@@ -1353,18 +1354,19 @@ class DiskChoice(NamedTuple):
 def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
            former: Strings = {}, saved: bool = False) -> Plan:
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
-    found = Selection(rules, vms, former, saved)
+    plan = Plan(rules, vms, former, saved)
     namesakes = Counter(vm.name for vm in vms)
-    settled = {*found.excluded, *found.exact}
-    unclear = Counter(vm.name for vm in vms if vm.ref not in settled and found.is_wanted(vm))
-    covered, jobs, both = set(found.excluded), [], []      # type: Set[str], List[Job], List[str]
-    for rule, vm in sorted(found.winners.values(), key=lambda each: each[0].method):   # vdi- first
+    settled = plan.out | plan.exact
+    unclear = Counter(vm.name for vm in vms if vm.ref not in settled and plan.is_wanted(vm))
+    covered = set(plan.out)
+    both = []                  # type: List[str]
+    for rule, vm in sorted(plan.winners.values(), key=lambda each: each[0].method):    # vdi- first
         name = vm.name
         ref = vm.ref
         called = is_called(vm, rule)
-        if ref in found.excluded:
+        if ref in plan.out:
             if called:
-                found.remark('NOTE', f'forcing exclude of: {name}')
+                plan.remark('NOTE', f'forcing exclude of: {name}')
             continue
         if ref in covered:
             both.append(name)
@@ -1372,36 +1374,35 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
         covered.add(ref)
         if not saved and unclear[name] > 1 and ref not in settled:
             unclear[name] = 0                          # this is said
-            found.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
+            plan.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
         tags = vm.record.get('tags', ()) if honour_nobak else ()
         if any(match(r'xo:no-bak(=|\Z)', tag) for tag in tags):    # xen-orchestra: Backup tags
             level = 'ERROR' if called else 'NOTE'
-            found.remark(level, f'vm has the tag xo:no-bak: {name} (honour_nobak)')
+            plan.remark(level, f'vm has the tag xo:no-bak: {name} (honour_nobak)')
             if called:
-                found.failures[name] = Outcome(name, None, rule.method, 'NOBAK-TAG',
-                                               error='it has the tag xo:no-bak')
+                plan.failed[name] = Outcome(name, None, rule.method, 'NOBAK-TAG',
+                                            error='it has the tag xo:no-bak')
         else:
             shown = f'{name}~{vm.uuid[:8]}' if namesakes[name] > 1 else name
             shown += '' if rule.keep is None else f':{rule.keep}'
-            jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown))
+            plan.jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown))
     if both:
-        found.remark('NOTE', f'both vm-export and vdi-export (this counts): {abbreviate(both)}')
-    errors = ['ERROR regex errors found (see above) '] if found.broken else []
-    errors += [f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})'
-               for rule in found.invalid]
-    for rule in found.only:
-        if not any(chooses(rule, job.vm) for job in jobs):
+        plan.remark('NOTE', f'both vm-export and vdi-export (this counts): {abbreviate(both)}')
+    if plan.broken:
+        plan.errors.append('ERROR regex errors found (see above) ')
+    plan.errors += [f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})'
+                    for rule in plan.invalid]
+    for rule in plan.only:
+        if not any(chooses(rule, job.vm) for job in plan.jobs):
             is_regex = rule.kind != 'name' or regex_of(rule.word)
-            errors.append(f'ERROR {rule} ' + (
+            plan.errors.append(f'ERROR {rule} ' + (
                 'is none of the VMs that are selected' if is_regex else
                 'is no regular expression'))
-    if not (jobs or errors):
-        errors.append('ERROR no VMs loaded')
-    return Plan(*map(tuple, (
-        jobs, dict.fromkeys(found.excluded.values()),
-        dict.fromkeys(vm.name for vm in vms if vm.ref not in covered and found.is_wanted(vm)),
-        found.failures.values(),
-        found.broken, found.invalid, found.messages, found.warnings, errors)))
+    if not (plan.jobs or plan.errors):
+        plan.errors.append('ERROR no VMs loaded')
+    plan.uncovered += dict.fromkeys(
+        vm.name for vm in vms if vm.ref not in covered and plan.is_wanted(vm))
+    return plan
 
 
 # ----------------------------------------------------------------------------------------------
@@ -3710,13 +3711,11 @@ def select_histories(histories: Histories, config: Config,
     found = {history.directory: history for history in histories if history.holds_any()}
     vms = [history.owner() for _, history in sorted(found.items())]
     rules = config.rules
-    if rules and all(rule.method == 'vm' for rule in rules):
+    if all(rule.method == 'vm' for rule in rules):
         rules = (selector(''), *rules)                 # of all
-    plan = Plan(tuple(Job('', vm, keep, vm.name) for vm in vms))
-    if rules:
-        plan = select(rules, vms, keep, saved=True)
-    plan = plan._replace(messages=(*plan.messages, *(
-        f'***NOTE - passed over: {each.refused}' for each in histories if each.refused)))
+    plan = select(rules, vms, keep, saved=True) if vms or config.rules else Plan()
+    plan.messages += [f'***NOTE - passed over: {each.refused}'
+                      for each in histories if each.refused]
     return [(job, found[job.vm.ref]) for job in plan.jobs], plan
 
 
@@ -6605,7 +6604,7 @@ def show_settings(config: Config, plan: Plan) -> None:
     for name, (text, place) in config.given.items():
         if place != 'default' and name not in ALWAYS_SHOWN:
             log(f'  {name:17s} = {text}')
-    lists = {'exclude': list(plan.excluded), 'vdi-export': [], 'vm-export': []}
+    lists = {'exclude': plan.excluded, 'vdi-export': [], 'vm-export': []}
     for job in plan.jobs:
         lists[job.method].append(job.shown)
     for rule in plan.invalid:
@@ -6670,15 +6669,15 @@ class BackupRun(Shared):
                 log(f'***NOTE - backup_dir {self.store.root} is on the root file system of this '
                     'host')
         problems += program_problems(self.settings)
-        errors = tuple(problems) + plan.errors
+        errors = problems + plan.errors
         log(*errors)
         if problems or plan.invalid:
             log('ERROR in configuration settings...')
         return errors
 
-    def with_disks(self, plan: Plan) -> Plan:
-        """Return a plan with remarks on the disks of its VMs. Raise PoolError."""
-        left_out, messages = [], list(plan.messages)   # type: List[str], List[str]
+    def look_at_disks(self, plan: Plan) -> None:
+        """Add to a plan what is to be said of the disks of its VMs. Raise PoolError."""
+        messages = plan.messages
         vms = []               # type: List[Record]
         for job in plan.jobs:
             vm = job.vm
@@ -6689,8 +6688,8 @@ class BackupRun(Shared):
             if '~' + vm.uuid[:8] in job.shown:
                 messages.append(f'***NOTE - one of several VMs of its name, {job.shown}: '
                                 f'{job.method}=uuid:{self.pool.vm_words(vm)}')
-            left_out += [f'  left out: {job.shown}/{disk_words(*each)}'
-                         for each in exporter.left_out]
+            plan.left_out += [f'  left out: {job.shown}/{disk_words(*each)}'
+                              for each in exporter.left_out]
             remarks = list(exporter.remarks())
             if exporter.kind == 'VM' and vm.record.get('VUSBs'):
                 remarks.append(('ERROR', USB.format(vm.uuid)))
@@ -6700,7 +6699,6 @@ class BackupRun(Shared):
                 remarks.append(('WARNING', NO_DISK_LEFT))
             messages += [f'***{word} - {job.shown}: {text}' for word, text in remarks]
         Console.current.tell(vms=vms)
-        return plan._replace(left_out=left_out, messages=messages)
 
     def preview(self, line: CommandLine) -> int:
         """Print what a run would do; return the exit status. Raise VmBackupError."""
@@ -6714,7 +6712,7 @@ class BackupRun(Shared):
                 failures=[dict(name=each.name, method=each.method, error=each.error)
                           for each in plan.failures])
             if not plan.errors:
-                plan = self.with_disks(plan)
+                self.look_at_disks(plan)
         if self.check(plan):
             return ERROR.status
         log('Checking all VMs for duplicate names ...')

@@ -73,7 +73,7 @@ class Exact(unittest.TestCase):
         vms = pool('web', 'db', 'app', web=['nightly', 'x'], db=['nightly-not'], app=['nightly'])
         plan = self.chosen(vms, 'vm-export=tag:nightly:3', 'exclude=tag:x')
         self.assertEqual(['app:3'], shown(plan, 'vm-export'))
-        self.assertEqual((('web',), ('db',)), (plan.excluded, plan.uncovered))
+        self.assertEqual((['web'], ['db']), (plan.excluded, plan.uncovered))
 
     def test_the_last_number_is_the_retention_where_something_remains(self):
         for text, parts in (
@@ -105,7 +105,7 @@ class Exact(unittest.TestCase):
                 (['vm-export=.*', 'vdi-export=uuid:' + UUIDS[0], 'exclude=uuid:' + UUIDS[2]],
                  ['twin~44444444', 'web'])):
             plan = self.chosen(vms, *lines)
-            self.assertEqual((wanted, ()), (shown(plan, 'vm-export'), plan.failures))
+            self.assertEqual((wanted, []), (shown(plan, 'vm-export'), plan.failures))
         for lines in (['vm-export=.*', 'vm-export=uuid:' + UUIDS[0]],
                       ['vm-export=uuid:' + UUIDS[0], 'vm-export=.*']):
             plan = self.chosen(vms, *lines)
@@ -113,7 +113,7 @@ class Exact(unittest.TestCase):
                              shown(plan, 'vm-export'))
             self.assertEqual(1, len(plan.warnings))
         plan = self.chosen(vms[:3], 'vm-export=twin', 'vm-export=uuid:' + UUIDS[2])
-        self.assertEqual((['twin~11111111', 'twin~33333333'], ()),
+        self.assertEqual((['twin~11111111', 'twin~33333333'], []),
                          (shown(plan, 'vm-export'), plan.warnings))
 
     def test_tags_of_xen_orchestra_count_where_they_are_honoured(self):
@@ -121,17 +121,17 @@ class Exact(unittest.TestCase):
                    app=['xo:no-bakery'])
         self.assertEqual(3, len(self.chosen(vms, 'vm-export=.*').jobs))
         plan = self.chosen(vms, 'vm-export=.*', honour_nobak=True)
-        self.assertEqual((['app'], ()), (shown(plan, 'vm-export'), plan.failures))
+        self.assertEqual((['app'], []), (shown(plan, 'vm-export'), plan.failures))
         plan = self.chosen(vms, 'vm-export=app', 'vm-export=web', honour_nobak=True)
         self.assertEqual(['NOBAK-TAG'], [failure.status for failure in plan.failures])
 
     def test_a_vm_that_is_named_as_its_tag_is_not_chosen_by_its_name(self):
         plan = self.chosen(pool('web', 'db', web=['web', 'xo:no-bak'], db=['web']),
                            'vm-export=tag:web', honour_nobak=True)
-        self.assertEqual((['db'], ()), (shown(plan, 'vm-export'), plan.failures))
+        self.assertEqual((['db'], []), (shown(plan, 'vm-export'), plan.failures))
         plan = self.chosen(pool('web', 'db', web=['web'], db=['web']), 'vm-export=tag:web',
                            'exclude=web')
-        self.assertEqual((['db'], ()), (shown(plan, 'vm-export'), plan.messages))
+        self.assertEqual((['db'], []), (shown(plan, 'vm-export'), plan.messages))
 
 
 class Patterns(unittest.TestCase):
@@ -143,7 +143,7 @@ class Patterns(unittest.TestCase):
                 ('web: 3', 'web', 3), ('web:0', 'web', 4)):
             with self.subTest(text):
                 plan = select(['vm-export=' + text], name, '名前2', 'other')
-                self.assertEqual(([(name, keep)], ()), (
+                self.assertEqual(([(name, keep)], []), (
                     [(job.vm.name, job.keep) for job in plan.jobs], plan.errors))
 
     def test_each_odd_name_that_a_line_can_say_can_be_selected_by_itself(self):
@@ -153,11 +153,11 @@ class Patterns(unittest.TestCase):
                 with self.subTest(name):               # . and .. are regexes of any letters
                     text = '\\.{%d}$' % len(name) if name in ('.', '..') else name
                     plan = select(['vm-export=' + text], *names)
-                    self.assertEqual(([name], ()), ([job.vm.name for job in plan.jobs],
+                    self.assertEqual(([name], []), ([job.vm.name for job in plan.jobs],
                                                     plan.errors))
 
     def test_a_newline_in_a_name_is_not_the_end_of_a_simple_name(self):
-        self.assertEqual((), select(['vm-export=web'], 'web\n').jobs)
+        self.assertEqual([], select(['vm-export=web'], 'web\n').jobs)
 
     def test_an_empty_exclude_excludes_nothing(self):
         self.assertEqual(2, len(select(['exclude=', 'vm-export=.*'], 'web', 'db').jobs))
@@ -179,12 +179,12 @@ class Verdicts(unittest.TestCase):
             plan = select(lines + ['vm-export=web'], 'web')
             self.assertEqual(['web'], [job.vm.name for job in plan.jobs])
             self.assertEqual([('gone', 'VM-NOT-FOUND')], failures(plan))
-            self.assertEqual((), plan.errors)
+            self.assertEqual([], plan.errors)
 
     def test_a_missing_literal_name_that_is_excluded_is_a_note(self):
         for exclude in ('exclude=gone', 'exclude=go.*'):
             plan = select(['vm-export=gone', exclude, 'vm-export=web', 'exclude=a(b'], 'web', 'a(b')
-            self.assertEqual((), plan.failures)
+            self.assertEqual([], plan.failures)
             self.assertFalse(plan.warnings)
             self.assertIn('***NOTE - vm not found: vm-export=gone', plan.messages)
 
@@ -192,7 +192,7 @@ class Verdicts(unittest.TestCase):
         plan = select(['vm-export=web', 'vm-export=gone', 'exclude=foo('], 'web', 'foo(')
         self.assertEqual(['web'], [job.vm.name for job in plan.jobs])
         self.assertEqual([('gone', 'VM-NOT-FOUND')], failures(plan))
-        self.assertEqual((('foo(',), ()), (plan.excluded, plan.errors))
+        self.assertEqual((['foo('], []), (plan.excluded, plan.errors))
 
     def test_a_line_with_more_than_a_name_is_told_what_to_write_and_others_are_backed_up(self):
         names = ('web', 'Sun UTM', 'a,b', 'it\'s "x"', '"q"', 'x # y', 'nb\xa0sp', 'c++')
@@ -222,11 +222,11 @@ class Verdicts(unittest.TestCase):
                         'WARNING' if method == 'exclude=' else 'ERROR', method + line,
                         method + written.format(method), dropped and ', without ' + dropped),
                                   plan.messages)
-                    self.assertEqual((['a,b'], ()), (shown(plan, 'vm-export'), plan.errors))
+                    self.assertEqual((['a,b'], []), (shown(plan, 'vm-export'), plan.errors))
                     self.assertEqual(method != 'exclude=', bool(plan.failures))
         for name in names:                             # what is written is tried first
             plan = select(['vm-export=' + name], *names)
-            self.assertEqual(([name], ()), (shown(plan, 'vm-export'), plan.errors))
+            self.assertEqual(([name], []), (shown(plan, 'vm-export'), plan.errors))
         for line in ('"gone"', 'gone # web', '"web', 'web"', '', '""', '# web', ',', '"web" b'):
             plan = select(['vm-export=c++', 'vdi-export=' + line], *names)
             self.assertNotIn('write', ''.join(plan.messages), line)
@@ -238,7 +238,7 @@ class Verdicts(unittest.TestCase):
                              (['vdi-export=.*', 'vm-export=web', 'exclude=web'], ''),
                              (['vdi-export=db', 'vm-export=web'], '')):
             plan = select(lines, 'db', 'web')
-            self.assertEqual(([note + named] if named else [], ()), (
+            self.assertEqual(([note + named] if named else [], []), (
                 [text for text in plan.messages if 'both' in text], plan.warnings))
 
     def test_a_pattern_of_a_shell_is_told_of(self):
@@ -256,7 +256,7 @@ class Verdicts(unittest.TestCase):
 
     def test_a_regex_without_a_match_is_a_warning_and_an_exclude_without_one_a_note(self):
         plan = select(['vm-export=go.*', 'vm-export=web'], 'web')
-        self.assertEqual((('vm not found: vm-export=go.*',), ()), (plan.warnings, plan.failures))
+        self.assertEqual((['vm not found: vm-export=go.*'], []), (plan.warnings, plan.failures))
         plan = select(['exclude=gone', 'exclude=go.*', 'vm-export=web'], 'web')
         self.assertFalse(plan.warnings)
         self.assertEqual(['***NOTE - vm not found: exclude=gone',
@@ -265,7 +265,7 @@ class Verdicts(unittest.TestCase):
     def test_a_second_vm_of_the_name_stops_the_backup_of_none(self):
         plan = select(['vm-export=.*'], 'twin', 'web', 'twin')
         self.assertEqual(['twin', 'web', 'twin'], [job.vm.name for job in plan.jobs])
-        self.assertEqual((('more than one vm with the name twin: all are backed up',), ()),
+        self.assertEqual((['more than one vm with the name twin: all are backed up'], []),
                          (plan.warnings, plan.failures))
 
     def test_a_vm_called_like_a_line_does_not_take_the_place_of_the_vm_that_is_meant(self):
@@ -290,13 +290,13 @@ class Verdicts(unittest.TestCase):
         for line in ('vm-export=db:.+', 'vm-export=web:.', 'vm-export=a:b.example',
                      'vm-export=db: 3.5', 'vm-export=gone: x y'):
             plan = select([line, 'vm-export=web'], 'web')
-            self.assertEqual((['web'], ('vm not found: ' + line,), ()), (
+            self.assertEqual((['web'], ['vm not found: ' + line], []), (
                 shown(plan, 'vm-export'), plan.warnings, plan.errors))
 
     def test_the_run_follows_the_order_of_the_lines_with_disks_first(self):
         plan = select(['vm-export=b', 'vm-export=a', 'vdi-export=d'], 'a', 'b', 'd', 'new')
         self.assertEqual(['d', 'b', 'a'], [job.vm.name for job in plan.jobs])
-        self.assertEqual(('new',), plan.uncovered)
+        self.assertEqual(['new'], plan.uncovered)
 
 
 class Excludes(unittest.TestCase):
@@ -308,7 +308,7 @@ class Excludes(unittest.TestCase):
     def test_one_of_a_vm_that_is_chosen_by_name_is_a_note(self):
         plan = select(['vm-export=db', 'vm-export=web', 'exclude=web'], 'web', 'db')
         self.assertEqual(['***NOTE - forcing exclude of: web'], list(plan.messages))
-        self.assertEqual(((), (), ()), (plan.warnings, plan.failures, plan.errors))
+        self.assertEqual(([], [], []), (plan.warnings, plan.failures, plan.errors))
 
     def test_all_that_a_dot_catches_is_shown(self):
         names = ('db1.example.com', 'db1.example.com-replica', 'db1xexample.com')
