@@ -1143,6 +1143,7 @@ class Vm(NamedTuple):
     uuid: str
     name: str
     record: Record             # those of section 8's FIELDS
+    saved: Any = None          # its History, or one Backup, of a VM that is chosen by its backups
 
 
 Vms = Sequence[Vm]
@@ -3531,7 +3532,7 @@ class History:
                     record = {'tags': manifest.tags}
                 if record or uuid and backup.outcome in COMPLETE:
                     break
-        return Vm(self.directory, uuid, self.vm_name(), record)
+        return Vm(self.directory, uuid, self.vm_name(), record, self)
 
     def user_of(self, uuids: Texts) -> str:
         """Return which of some VMs uses it, by the newest record, or else a claim; '' for none."""
@@ -3705,18 +3706,17 @@ def dumps_in(directory: str, ending: str = '') -> Texts:
                   if match(rf'pool_db_[0-9]{{8}}-[0-9]{{6}}\.dump{re.escape(ending)}\Z', name))
 
 
-def select_histories(histories: Histories, config: Config,
-                     keep: int = 1) -> Tuple[List[Tuple[Job, History]], Plan]:
-    """Return those with backups or failures' records that are chosen, and what was not found."""
-    found = {history.directory: history for history in histories if history.holds_any()}
-    vms = [history.owner() for _, history in sorted(found.items())]
+def select_histories(histories: Histories, config: Config, keep: int = 1) -> Plan:
+    """Choose of those with backups or failures' records; say what was not found."""
+    vms = [history.owner() for history in sorted(filter(History.holds_any, histories),
+                                                 key=lambda each: each.directory)]
     rules = config.rules
     if all(rule.method == 'vm' for rule in rules):
         rules = (selector(''), *rules)                 # of all
     plan = select(rules, vms, keep, saved=True) if vms or config.rules else Plan()
     plan.messages += [f'***NOTE - passed over: {each.refused}'
                       for each in histories if each.refused]
-    return [(job, found[job.vm.ref]) for job in plan.jobs], plan
+    return plan
 
 
 # ----------------------------------------------------------------------------------------------
@@ -6997,21 +6997,22 @@ class VerifyCommand(NamedTuple):
 
     def verify_vms(self, target: Opened, dumps_too: bool) -> Plan:
         """Verify backups of the VMs that a config chooses of all there are; return the choice."""
-        chosen, plan = select_histories(histories_in(target), target.config)
+        plan = select_histories(histories_in(target), target.config)
         for text in () if dumps_too else plan.errors:
             raise UsageError(text.partition(' ')[2])
         log(*plan.messages, *plan.errors)
         first = 0 if self.every else -1
-        for number, (job, history) in enumerate(chosen, 1):
-            with self.telling(history.directory, job.vm.name):
-                backups = [backup for backup in history.as_it_is().backups(True)
+        for number, job in enumerate(plan.jobs, 1):
+            vm = job.vm
+            with self.telling(vm.ref, vm.name):
+                backups = [backup for backup in vm.saved.as_it_is().backups(True)
                            if backup.outcome in COMPLETE + ('unreadable',)][first:]
                 if not backups:
                     raise Damaged('no good backup of this VM')
                 for place, backup in enumerate(reversed(backups), 1):
                     more = f', backup {place} of {len(backups)}' if self.every else ''
-                    Console.current.thread.turn = f'VM {number} of {len(chosen)}{more}: '
-                    self.verify_backup(backup.path, job.vm.name)
+                    Console.current.thread.turn = f'VM {number} of {len(plan.jobs)}{more}: '
+                    self.verify_backup(backup.path, vm.name)
         Console.current.thread.turn = ''
         if target.kind != 'history' and dumps_too:
             for name, is_directory in sorted(entries_in(target.store.root)):
@@ -7233,8 +7234,8 @@ def run_list(line: CommandLine) -> int:
     if target.kind == 'backup' or target.kind == 'history' and line.only:
         raise UsageError(f'vm= does not apply to a single VM or backup: {line.word}')
     histories = histories_in(target)
-    chosen, plan = select_histories(histories, target.config)
-    vms = [document_of(job.vm.name, history) for job, history in chosen]
+    plan = select_histories(histories, target.config)
+    vms = [document_of(job.vm.name, job.vm.saved) for job in plan.jobs]
     vms += [document_of(failure.name, target.store.history(path_part(failure.name)))
             for failure in plan.failures]
     vms.sort(key=lambda vm: vm['name'])
@@ -7345,7 +7346,8 @@ def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
     histories = target.store.stocked()
     only = [rule for rule in config.rules if rule.method == 'vm']
     whole = config._replace(rules=[rule for rule in config.rules if rule not in only])
-    chosen, plan = select_histories(histories, whole, config.settings.keep_last)
+    plan = select_histories(histories, whole, config.settings.keep_last)
+    chosen = plan.jobs
     if plan.errors:
         log(*plan.messages, *plan.errors)
         raise ConfigError('nothing is pruned (see above)')
@@ -7355,15 +7357,15 @@ def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
         pruning.vms |= uuids & good & {history.last_owner().uuid}
     wanted = [] if pruning.pool else histories
     if only:
-        pairs, plan = select_histories(histories, config)
-        wanted = [history for _, history in pairs]
+        plan = select_histories(histories, config)
+        wanted = [job.vm.saved for job in plan.jobs]
     for text in plan.errors:
         if not any(uuid in text.lower() for uuid in pruning.vms):
             raise UsageError(text.partition(' ')[2])
     for failure in plan.failures:
         log(f'***NOTE - no backups of {failure.name}')
-    found = [(job, history, history in wanted) for job, history in chosen
-             if history in wanted or pruning.let_go(history)]
+    found = [(job, job.vm.saved, job.vm.saved in wanted) for job in chosen
+             if job.vm.saved in wanted or pruning.let_go(job.vm.saved)]
     if not found:
         chosen_by = ' '.join(map(str, only)) or f'pool={pruning.pool}'
         raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
@@ -7494,13 +7496,12 @@ class Sources:
                                   for path, disk in paths.items())))
         return self.of_file(*paths)
 
-    def select(self, config: Config) -> Tuple[List[Tuple[Job, History]], Plan]:
-        """Return the VMs that a config chooses, and the plan, whose messages are logged. Raise
-        TargetError, OSError."""
+    def select(self, config: Config) -> Plan:
+        """Choose VMs as a config says; log what there is to tell. Raise TargetError, OSError."""
         self.store.check(False)
-        chosen, plan = select_histories(self.store.stocked(), config)
+        plan = select_histories(self.store.stocked(), config)
         log(*plan.messages)
-        return chosen, plan
+        return plan
 
     def called(self, word: str) -> Histories:
         """Return the directories of VMs of that name, or of one that a share takes for it."""
@@ -7754,25 +7755,25 @@ def run_restore(line: CommandLine) -> int:
     if bool(line.word) == bool(line.only):
         raise UsageError('usage: VmBackup.py restore <vm|uuid|backup|file> [options] (or vm= in '
                          'its place)')
-    date, pairs, plan = line.options['date'], [], Plan()   # type: str, List[Any], Plan
+    date, plan = line.options['date'], Plan()
     if line.word:
         chosen = sources.find(selector(line.word).text, date)
         refuse_form(chosen)
     else:
-        pairs, plan = sources.select(sources.config)
+        plan = sources.select(sources.config)
         for text in plan.errors:
             raise UsageError(text.partition(' ')[2])
-        if line.options['name'] and len(pairs) > 1:
-            raise UsageError(f'{len(pairs)} VMs cannot all get one name (leave out name=)')
+        if line.options['name'] and len(plan.jobs) > 1:
+            raise UsageError(f'{len(plan.jobs)} VMs cannot all get one name (leave out name=)')
     failed = Errors(plan.failures)
     with Pool.connect(line) as pool:
         restorer = Restorer(pool, sources, line.options)
         if line.word:
             restorer.run(chosen)
-        for _, history in pairs:
+        for job in plan.jobs:
             check_signals()
-            with tolerating(failed, history.directory):
-                restorer.run(sources.of_backup(sources.newest([history], date)))
+            with tolerating(failed, job.vm.ref):
+                restorer.run(sources.of_backup(sources.newest([job.vm.saved], date)))
     return verdict_of(failed, restorer.warnings).status
 
 
@@ -7802,18 +7803,17 @@ class TestRestore(Run):
         super().__init__(config)
         self.sources = sources
 
-    def choose(self, word: str) -> Sequence[Tuple[Job, Any]]:
-        """Return the VMs that a selector chooses, with their History, or the Backup of a path.
-        Raise UsageError, OSError."""
+    def choose(self, word: str) -> Sequence[Job]:
+        """Return the VMs that a selector chooses, or the one of a path. Raise UsageError,
+        OSError."""
         if match(r'\.{0,2}/', word):
             chosen = self.sources.find(word, '')
             refuse_form(chosen)
             backup = chosen.backup
             name = backup.manifest.name or basename(dirname(backup.path))
-            vm = Vm(backup.path, backup.manifest.uuid, name, {})
-            return [(Job('', vm, 1, name), backup)]
+            return [Job('', Vm(backup.path, backup.manifest.uuid, name, {}, backup), 1, name)]
         rule = selector(word)._replace(method='vm')
-        chosen, _ = self.sources.select(self.config._replace(rules=(rule,)))
+        chosen = self.sources.select(self.config._replace(rules=(rule,))).jobs
         if not chosen:
             raise UsageError(f'no backup of a VM {word} in {self.sources.store.root}')
         return chosen
@@ -7825,21 +7825,21 @@ class TestRestore(Run):
         if not self.previewing:
             restorer.end_killed()
         self.turns = [Turn(job._replace(method='test-restore', shown=job.vm.name))
-                      for job, _ in chosen]
-        for turn, (_, tested) in zip(self.turns, chosen):
+                      for job in chosen]
+        for turn in self.turns:
             check_signals()
             restorer.warnings = turn.warnings
-            self.attempt(turn, lambda: self.test(turn, restorer, tested))
+            self.attempt(turn, lambda: self.test(turn, restorer))
 
-    def test(self, turn: Turn, restorer: Restorer, tested: Any) -> None:
-        """Test a Backup, or the newest good one of a History; record how that ended if it was tried
-        and no signal came."""
+    def test(self, turn: Turn, restorer: Restorer) -> None:
+        """Test the Backup, or the newest good one of the History; record how that ended if it was
+        tried and no signal came."""
         elapsed, when, fault = stopwatch(), iso(now()), ''
         result = {}            # type: Record
         try:
-            backup = tested
-            if isinstance(tested, History):
-                backup = self.sources.newest([tested.as_it_is()])
+            backup = turn.job.vm.saved
+            if isinstance(backup, History):
+                backup = self.sources.newest([backup.as_it_is()])
             for name in backup.check_archives():
                 chosen = self.sources.of_file(backup.file(name))
                 target = restorer.plan(chosen, f'{turn.job.vm.name}-test-{random_digits():.8}')
@@ -7921,14 +7921,14 @@ class StatusCheck:
         except TargetError as empty:
             self.found['CRITICAL'].append(str(empty))
         histories = store.histories()
-        self.check_backups(*select_histories(histories, config))
+        self.check_backups(select_histories(histories, config))
         self.check_run(config, store)
         left = store.leftovers(histories, self.limit)
         self.figures['leftovers'] = sum(map(len, left.values()))
         self.found['WARNING'] += [f'left over: {abbreviate(paths)} ({remedy})'
                                   for remedy, paths in left.items()]
 
-    def check_backups(self, chosen: Sequence[Tuple[Job, History]], plan: Plan) -> None:
+    def check_backups(self, plan: Plan) -> None:
         """Judge the newest good backup of each VM, the oldest first."""
         for rule in plan.broken + plan.invalid:
             raise ConfigError(f'invalid regex or retention: {rule} ({rule.where})')
@@ -7937,8 +7937,8 @@ class StatusCheck:
         warnings += plan.warnings
         pool = own_pool()
         found = [(Backup(''), Vm(failure.name, '', failure.name, {})) for failure in plan.failures]
-        for job, history in chosen:
-            good = [backup for backup in history.everything() if backup.outcome == 'good']
+        for job in plan.jobs:
+            good = [backup for backup in job.vm.saved.everything() if backup.outcome == 'good']
             found.append(((*of_pool(pool, good), Backup(''))[0], job.vm))
         found.sort(key=lambda each: (each[0].when, each[1].name))
         # Of a VM that was renamed, the newer one.
