@@ -5113,25 +5113,25 @@ class Remover(Operator):
                 if found.ref in intent.disks]
 
     def remove(self, intent: Intent, prepared: bool = False) -> None:
-        """Remove a snapshot with its disks. Raise VmBackupError."""
-        in_several_tries(lambda number: self.try_removing(intent, number, prepared))
-
-    def try_removing(self, intent: Intent, number: int, prepared: bool) -> None:
         """Uninstall a VM's snapshot, and destroy the disks that are left: xapi removes its record,
-        then one disk after the other until one fails (cli_operations.ml, vm_uninstall_common)."""
-        disks = self.disks_of(intent)
-        if intent.kind == 'VM' and not (number and self.pool.is_gone('VM', intent.uuid)):
-            # Disks that something else has would stay (recorded: snapshot-uninstall).
-            held = [disk.ref for disk in disks if len(disk.vbds) > 1]
-            if held:
-                self.drop_leaked_vbds(self.pool.where('VM', 'uuid', [intent.uuid]), held)
-            # snapshot-uninstall does it whether it is still a template or not.
-            verb = 'vm-uninstall' if prepared and not number else 'snapshot-uninstall'
-            log(*self.xe.tell(verb, uuid=intent.uuid, force='true').splitlines())
+        then one disk after the other until one fails (cli_operations.ml, vm_uninstall_common).
+        Raise VmBackupError."""
+        def attempt(number: int) -> None:
+            uuid = intent.uuid
             disks = self.disks_of(intent)
-            if not intent.disks or any(disk.vbds for disk in disks):
-                self.check_gone(intent)
-        self.destroy(disks)
+            if intent.kind == 'VM' and not (number and self.pool.is_gone('VM', uuid)):
+                # Disks that something else has would stay (recorded: snapshot-uninstall).
+                held = [disk.ref for disk in disks if len(disk.vbds) > 1]
+                if held:
+                    self.drop_leaked_vbds(self.pool.where('VM', 'uuid', [uuid]), held)
+                # snapshot-uninstall does it whether it is still a template or not.
+                verb = 'vm-uninstall' if prepared and not number else 'snapshot-uninstall'
+                log(*self.xe.tell(verb, uuid=uuid, force='true').splitlines())
+                disks = self.disks_of(intent)
+                if not intent.disks or any(disk.vbds for disk in disks):
+                    self.check_gone(intent)
+            self.destroy(disks)
+        in_several_tries(attempt)
 
     def check_gone(self, intent: Intent) -> None:
         """Raise CommandFailed if a snapshot is still there."""
@@ -6194,13 +6194,12 @@ def disk_facts(disk: Disk, **more: str) -> Record:
                 virtual_size=disk.size)
 
 
-def disks_told(exporter: Exporter) -> Record:
-    """Return what a manifest has of the disks, those that are exported and all others."""
-    reasons_by_ref = {disk.vdi_ref: why for disk, why in exporter.left_out}
-    other = NOT_CHOSEN + exporter.choice.wanted
+def disks_told(exporter: Exporter, vm: Vm) -> Record:
+    """Return what a manifest has of a VM's disks, those that are exported and all others."""
+    choice = exporter.choice
     return dict(
         disks=list(map(disk_facts, exporter.disks)),
-        left_out=[disk_facts(disk, why=reasons_by_ref.get(disk.vdi_ref, other))
+        left_out=[disk_facts(disk, why=choice.reason(vm.name, disk) or NOT_CHOSEN + choice.wanted)
                   for disk in exporter.others])
 
 
@@ -6479,7 +6478,7 @@ class VmBackup(Turn):
             schema=1, version=VERSION,
             vm={'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
             method=self.job.method, host=this_host(), started=iso(started),
-            earlier=self.owner().earlier, snapshot=snapshot.uuid, **disks_told(self.exporter),
+            earlier=self.owner().earlier, snapshot=snapshot.uuid, **disks_told(self.exporter, vm),
             **self.shared.identity)
 
     def export(self, snapshot: Snapshot) -> int:
@@ -6684,7 +6683,7 @@ class BackupRun(Shared):
             exporter = self.exporter(job.method, [])
             exporter.choose(vm)
             vms.append(dict(name=vm.name, uuid=vm.uuid, method=job.method, keep=job.keep,
-                            **disks_told(exporter)))
+                            **disks_told(exporter, vm)))
             if '~' + vm.uuid[:8] in job.shown:
                 messages.append(f'***NOTE - one of several VMs of its name, {job.shown}: '
                                 f'{job.method}=uuid:{self.pool.vm_words(vm)}')
