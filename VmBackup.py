@@ -829,10 +829,11 @@ class Key(NamedTuple):
         """Return what a text means. Raise ValueError with a word for what is wrong."""
         if not text and self.name in MAY_BE_EMPTY:
             return ''
-        convert = CONVERSIONS.get(self.name, int if ' to ' in self.allowed else str)
-        if ' to ' in self.allowed:
-            lowest, highest = map(float, self.allowed.split(' to '))
-            if not match(NUMBERS[convert], text) or not lowest <= float(text) <= highest:
+        lowest, is_number, highest = self.allowed.partition(' to ')
+        convert = CONVERSIONS.get(self.name, int if is_number else str)
+        if is_number:
+            if not (match(NUMBERS[convert], text) and
+                    float(lowest) <= float(text) <= float(highest)):
                 raise ValueError('out of range')
         elif self.allowed:
             text = text.lower()
@@ -3245,9 +3246,9 @@ class Backup(NamedTuple):
         status_of(self.path)
         return False
 
-    def file(self, *parts: str) -> str:
+    def file(self, name: str) -> str:
         """Return the path of a file in it."""
-        return '/'.join((self.path, *parts))
+        return f'{self.path}/{name}'
 
     def told(self, file: str, key: str) -> str:
         """Return a value that a .cfg file in it has, '' if there is none."""
@@ -3805,7 +3806,7 @@ class NewBackup(Backup):
 
     def write(self, text: str, *parts: str) -> None:
         """Write a text file in it, or in a directory that is made in it; a part may be any name."""
-        path = self.file(*map(path_part, parts))
+        path = self.file('/'.join(map(path_part, parts)))
         if parts[1:]:
             make_directory(dirname(path))
         with naming(path), create(path) as stream:
