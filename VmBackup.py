@@ -759,7 +759,7 @@ class CommandLine(NamedTuple):
     keys: Strings = {}         # of the config file, in whose place they stand
     only: Texts = ()           # vm-selectors: of what the config selects only these
     doubt: str = ''            # what to tell where the login fails
-    wrong: List[UsageError] = []
+    wrong: List[UsageError] = []       # what cannot be understood, the first of which is told
 
     @property
     def word(self) -> str:
@@ -906,20 +906,19 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
     given.update(OF_ALL_VMS if line.only else {})
     given.update((name, (text, 'command line')) for name, text in line.keys.items())
     for key in KEYS:
-        for text, place in ((key.default, 'default'), given[key.name]):
+        name = key.name
+        for text, place in ((key.default, 'default'), given[name]):
             try:
                 value, dropped = unquoted(text)
-                values[key.name] = key.parse(value)
+                values[name] = key.parse(value)
                 if dropped:
-                    given[key.name] = value, place
-                    notes.append(f'***NOTE - config {key.name} is {value}, without {dropped} '
-                                 f'({place})')
+                    given[name] = value, place
+                    notes.append(f'***NOTE - config {name} is {value}, without {dropped} ({place})')
             except ValueError as error:
                 if place == 'default':
-                    raise ConfigError(f'default {key.name} {error} -> {text} '
+                    raise ConfigError(f'default {name} {error} -> {text} '
                                       "(this script's first page)")
-                errors[key.name] = (f'ERROR: config {key.name} {error} -> {text} ({place})'
-                                    f'{key.hint()}')
+                errors[name] = f'ERROR: config {name} {error} -> {text} ({place}){key.hint()}'
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
     report = values['report_file']
@@ -1012,7 +1011,7 @@ def read_file(path: str, limit: int) -> bytes:
 def deepest(points: Iterable[str], path: str) -> str:
     """Return the longest of some directories that a path lies in, or ''."""
     return max((point for point in points
-                if (path + '/').startswith(point.rstrip('/') + '/')), key=len, default='')
+                if (path + '/').startswith(join(point, ''))), key=len, default='')
 
 
 def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> Strings:
@@ -1020,8 +1019,7 @@ def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> String
     should be (proc(5), fstab(5)); {} if that is not known. Blanks and such are octal escapes."""
     found = {}
     with suppress(OSError), open(table, 'rb') as stream:
-        for line in stream:
-            words = line.split()
+        for words in map(bytes.split, stream):
             if len(words) > column and words[column].startswith(b'/') and words[0][:1] != b'#':
                 point = sub(rb'\\([0-7]{3})', lambda escape: bytes([int(escape.group(1), 8)]),
                             words[column])
@@ -8671,7 +8669,7 @@ def heed(line: CommandLine, console: Console) -> None:
         console.stream = console.errors
     elif wanted and command in DOCUMENTS:
         console.take_aside(command)
-    console.quiet = bool(line.options.get('quiet'))
+    console.quiet = line.options.get('quiet') == 'yes'
 
 
 def perform(words: Texts, program: str, console: Console) -> int:
