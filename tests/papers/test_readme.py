@@ -362,7 +362,7 @@ class Examples(unittest.TestCase):
                 for part in result.split('; '):
                     method, _, shown = part.partition(' of ')
                     wanted += [(method, name) for name in code(shown)]
-                self.assertEqual((), plan.errors)
+                self.assertEqual([], plan.errors)
                 self.assertEqual(sorted(wanted),
                                  sorted((job.method, job.shown) for job in plan.jobs))
 
