@@ -7936,7 +7936,10 @@ class StatusCheck:
         pool = own_pool()
         found = [(Backup(''), Vm(failure.name, '', failure.name, {})) for failure in plan.failures]
         for job in plan.jobs:
-            good = [backup for backup in job.vm.saved.everything() if backup.outcome == 'good']
+            backups = job.vm.saved.everything()        # the newest first
+            if backups and backups[0].outcome == 'damaged':
+                warnings.append(f'the newest backup of {job.vm.name} is damaged')
+            good = [backup for backup in backups if backup.outcome == 'good']
             found.append(((*of_pool(pool, good), Backup(''))[0], job.vm))
         found.sort(key=lambda each: (each[0].when, each[1].name))
         # Of a VM that was renamed, the newer one.

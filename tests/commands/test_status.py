@@ -178,6 +178,8 @@ class TheBackups(StatusCase):
         self.check('OK', self.run_config)
         self.assertEqual(2, self.vmbackup('verify', self.run_config).status)
         self.assertIn('web (2d)', self.check('CRITICAL', self.run_config).text)
+        self.assertIn('the newest backup of web is damaged',
+                      self.check('WARNING', self.run_config, 'max_age=3d').text)
 
     def test_vms_are_those_that_the_rules_choose(self):
         self.aged('db', 99)
