@@ -2624,18 +2624,13 @@ def is_there(path: str) -> bool:
     return False
 
 
-def entries_in(path: str) -> List[Tuple[str, bool]]:
+def names_in(path: str) -> Dict[str, bool]:
     """Return the names in a directory, and if each is a directory and no link. Raise OSError."""
     if path.count('/') > 100:                          # we make three below backup_dir
         raise OSError(ELOOP, 'lies too deep in other directories', path)
     with folder(path) as handle, naming(path), \
             os.scandir(f'/proc/self/fd/{handle}') as entries:      # 3.6 takes no handle itself
-        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-
-
-def names_in(path: str) -> Texts:
-    """Return the names in a directory. Raise OSError."""
-    return [name for name, _ in entries_in(path)]
+        return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
 
 
 def is_dropped(path: str) -> bool:
@@ -2655,20 +2650,21 @@ def sift(path: str, is_ours: Callable, part: str = '') -> Sifted:
     """Yield what is in a directory; 'ours' is told by the path from there. Archives and images come
     first, what is dropped last, and what is in a directory of ours before it; one with something of
     a person in it counts for nothing itself, and nobody looks into others. Raise OSError."""
-    for name, is_directory in sorted(entries_in(f'{path}/{part}'.rstrip('/')), key=lambda found: (
-            bool(DROPPED.search(found[0])), not found[0].endswith(IMAGES), found)):
+    inside = names_in(f'{path}/{part}'.rstrip('/'))
+    for name in sorted(inside, key=lambda name: (
+            bool(DROPPED.search(name)), not name.endswith(IMAGES), name)):
         each = part + name
         whose = 'ours'
         if is_dropped(f'{path}/{each}'):
             whose = 'dropped'
-        elif not is_ours(each + '/' if is_directory else each):
+        elif not is_ours(each + '/' if inside[name] else each):
             whose = 'person'
-        elif is_directory:
+        elif inside[name]:
             inner = list(sift(path, is_ours, each + '/'))
             yield from inner
             if 'person' in [owner for _, _, owner in inner]:
                 continue
-        yield each, is_directory, whose
+        yield each, inside[name], whose
 
 
 def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 1) -> int:
@@ -2739,7 +2735,7 @@ def remove(path: str, is_directory: bool = False) -> None:
 def remove_all(path: str, is_directory: bool) -> None:
     """Delete a file, or a directory with all that is in it, through no link. Raise OSError."""
     with suppress(FileNotFoundError):                  # a NAS tidies up, too
-        for name, is_one in entries_in(path) if is_directory else ():
+        for name, is_one in names_in(path).items() if is_directory else ():
             remove_all(f'{path}/{name}', is_one)
     remove(path, is_directory)
 
@@ -2766,15 +2762,13 @@ def reason_of(error: BaseException, need: str = '') -> str:
 
 def explain(error: BaseException, need: str = '') -> str:
     """Return the sentence for what ended something (see reason_of); log a bug's traceback."""
-    if isinstance(error, OSError):
-        if error.filename and error.errno not in LACKS:
-            return f'cannot access {error.filename}: {reason_of(error)}'
-        return reason_of(error, need)
-    if not isinstance(error, (Interrupted, VmBackupError)):
+    if isinstance(error, OSError) and error.filename and error.errno not in LACKS:
+        return f'cannot access {error.filename}: {reason_of(error)}'
+    if not isinstance(error, (OSError, Interrupted, VmBackupError)):
         import traceback
         log(*traceback.format_exc().splitlines(), loud=True)
         return f'a bug in VmBackup.py, please report it: {error!r}'
-    return str(error)
+    return reason_of(error, need)
 
 
 def try_growing(path: str, need: str) -> None:
@@ -3259,7 +3253,7 @@ class Backup(NamedTuple):
         """Return its manifest, with what its files tell: 3.25 wrote none, 5.0.0 not all disks, but
         vm.cfg, and a DISK-xvda for each disk of the VM. Raise OSError."""
         manifest = self.manifest
-        devices = [name[5:] for name, is_directory in sorted(entries_in(self.path))
+        devices = [name[5:] for name, is_directory in sorted(names_in(self.path).items())
                    if is_directory and name.upper().startswith('DISK-')]
         if not manifest.known:
             whole = any('.xva' in name for name in self.archives())
@@ -3326,7 +3320,7 @@ class Backup(NamedTuple):
 
     def unchanged_for(self) -> float:
         """Return the seconds since anything in it changed. Raise OSError."""
-        return min(unchanged_for(self.file(name)) for name in ['.'] + names_in(self.path))
+        return min(unchanged_for(self.file(name)) for name in ['.', *names_in(self.path)])
 
     def intent(self) -> Optional[Intent]:
         """Return the snapshot that may be in the pool: this host's note, or a record, or None."""
@@ -3419,7 +3413,7 @@ class History:
         """Return the directories in it; none where we may not look."""
         if self.listed is None:
             try:
-                self.listed = [name for name, is_directory in entries_in(self.directory)
+                self.listed = [name for name, is_directory in names_in(self.directory).items()
                                if is_directory and not DROPPED.search(name)]
             except OSError as error:
                 if error.errno in (EXDEV, ELOOP):
@@ -3823,7 +3817,7 @@ class NewBackup(Backup):
         manifest = dict(document, number=self.manifest.number, files=sizes)
         check_readable(manifest)
         write_json(self.file(MANIFEST), manifest)
-        write_whole(self.file(MARKERS[1] if large else MARKERS[0]), b'')
+        write_whole(self.file(MARKERS[large]), b'')
         check_held(self.path)
         return sizes
 
@@ -3936,8 +3930,8 @@ class Store(Catalogue):
     def locked(self, directory: str, patience: float) -> Context:
         """Hold the lock of a directory in backup_dir. Raise BackupFailed if another run has it."""
         self.check_mounted()
-        make_directory(f'{self.root}/{LOCKS}')
         path = self.lock_of(directory)
+        make_directory(dirname(path))
         # Nothing is read or written there: a copy of all by hard links harms no lock.
         with self.threads.setdefault(path, Lock()), \
                 self.lockable(path, O_CREAT, 1 << 32) as handle:
@@ -4124,13 +4118,13 @@ def open_config(line: CommandLine) -> Opened:
     return Opened('config', config.path, config, Store(config.settings))
 
 
-def open_target(line: CommandLine, is_archive: Optional[Callable] = None) -> Opened:
+def open_target(line: CommandLine, is_archive: Callable = lambda path: False) -> Opened:
     """Open what a word stands for; any file is a config, but for what `is_archive` finds."""
     path = abspath(line.path)
     kind = kind_of(path)
     if not kind:
         refuse_missing(line.word)
-    if kind == 'file' and not (is_archive and is_archive(path)):
+    if kind == 'file' and not is_archive(path):
         opened = open_config(line)
         opened.store.check(False)
         return opened
@@ -4756,10 +4750,8 @@ GUIDE_HEAD = """\
 
 """
 GUIDE_REFUSED = '# With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
-GUIDE_XE = """\
+GUIDE_VM = """\
 # With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
-"""
-GUIDE_VM = GUIDE_XE + """\
 # The disks go to the default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new
 # MAC addresses, unless preserve=true is added. The last command is for a VM that starts with its
 # host; others have no such key.
@@ -4771,7 +4763,8 @@ xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || tr
 
 # It is not started: xe vm-start uuid=$VM
 """
-GUIDE_DISK = GUIDE_XE + """\
+GUIDE_DISK = """\
+# With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
 # This is the disk {shown}. sr-uuid= is where it was, vm-uuid= its VM, which has to be halted.
 # If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
 # vm-metadata.xml beside the image tell how it was made.
@@ -4803,9 +4796,9 @@ def indented(text: bytes) -> str:
 
     root = ElementTree.fromstring(text)
     indent(root, '\n')
-    text = ElementTree.tostring(root, encoding='unicode')
     return '<?xml version="1.0"?>\n' + sub(
-        f'(?!\n){HIDDEN.pattern}', lambda found: f'&#{ord(found.group())};', text) + '\n'
+        f'(?!\n){HIDDEN.pattern}', lambda found: f'&#{ord(found.group())};',
+        ElementTree.tostring(root, encoding='unicode')) + '\n'
 
 
 def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
@@ -4838,8 +4831,7 @@ def write_configuration(backup: NewBackup, vm: Vm, pool: Pool) -> None:
                      os_version=metrics.get('os_version', {}).get('name', '')), 'vm.cfg')
     log('Writing disk info')
     for disk in pool.disks(vm):
-        log('vbd: ' + disk.vbd_ref)
-        log(f'disk: {disk.name} - begin')
+        log('vbd: ' + disk.vbd_ref, f'disk: {disk.name} - begin')
         directory = 'DISK-' + disk.device
         backup.write(cfg(VBD_CFG, disk.vbd), directory, 'vbd.cfg')
         backup.write(cfg(VDI_CFG, disk.vdi, orig_sr_uuid=disk.sr_uuid), directory, 'vdi.cfg')
@@ -4858,16 +4850,14 @@ class ExportFile(NamedTuple):
 
 def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record) -> None:
     """Write RESTORE.txt: how to restore the files of a backup. Raise OSError."""
-    quote = shell_word
     texts = []
-    for file in files:
-        path = portable(backup.file(file.name))
-        disk = file.disk
-        size = file.snapshot.size
+    for name, snapshot, disk in files:
+        path = portable(backup.file(name))
         label = manifest['vm']['name']
         values = {
             'manifest': manifest, 'disk': disk, 'vm': printable(label), 'unpack': '', 'clean': '',
-            'program': quote(abspath(sys.argv[0])), 'restore': quote(path)}    # type: Record
+            'program': shell_word(abspath(sys.argv[0])),
+            'restore': shell_word(path)}   # type: Record
         way = GUIDE_VM
         if manifest.get('verified', {}).get('proved') == 'restorable':
             way = GUIDE_REFUSED
@@ -4875,19 +4865,20 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
             way = GUIDE_DISK
             label = disk.name
             form = form_of(path)
+            size = snapshot.size
             if form == '.vhd':
                 size = rounded_up(size, VHD_BLOCK)
             if is_packed(path):
-                values['unpack'] = f'{compression_of(path).unpack} {quote(path)}\n'
+                values['unpack'] = f'{compression_of(path).unpack} {shell_word(path)}\n'
                 path = plain_name(path)
-                values['clean'] = f'rm {quote(path)}\n'
+                values['clean'] = f'rm {shell_word(path)}\n'
             values.update(
-                shown=printable(disk.device), device=quote('device=' + disk.vbd['userdevice']),
+                shown=printable(disk.device), device=shell_word('device=' + disk.vbd['userdevice']),
                 form=form[1:], boot=str(disk.vbd['bootable']).lower(),
                 size='{} {}={}'.format(size, *QCOW2) if size > LARGEST_STORED else size)
         texts.append((GUIDE_HEAD + way).format(
-            filename=quote('filename=' + path), name=quote('name-label=' + label_part(label)),
-            **values))
+            filename=shell_word('filename=' + path),
+            name=shell_word('name-label=' + label_part(label)), **values))
     backup.write('\n'.join(texts), GUIDE)
 
 
@@ -4902,8 +4893,8 @@ class Verified(NamedTuple):
     """What was found true of a backup."""
     proved: str                # the least that was proved of its archive or images
     digests: Strings           # SHA-256 by the name of the file, without the ending .gz or .zst
-    problems: List[str]        # with its metadata
-    remarks: List[str]         # on what else is not as it was, or cannot be known
+    problems: Warned           # with its metadata
+    remarks: Warned            # on what else is not as it was, or cannot be known
 
     def in_manifest(self, known: Record) -> Record:
         """Return what a manifest is to tell of it; what it told of other files stays."""
@@ -4941,12 +4932,12 @@ class Verifier:
 
     def prove_in(self, backup: Backup, name: str) -> Proof:
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
-        manifest = backup.manifest
         plain = plain_name(name)
         proof = self.prove(backup.file(name), backup.disk_size(name))
-        if proof.vm and manifest.snapshot not in (None, proof.vm):
-            raise Damaged(f'it is of another snapshot: {proof.vm}, not {manifest.snapshot}')
-        known = manifest.digests.get(portable(plain))
+        meant = backup.manifest.snapshot
+        if proof.vm and meant not in (None, proof.vm):
+            raise Damaged(f'it is of another snapshot: {proof.vm}, not {meant}')
+        known = backup.manifest.digests.get(portable(plain))
         if known not in (None, proof.digest):
             raise Damaged('intact, but not the file that was verified first')
         if known and plain.endswith(('.raw', '.vhd')):
@@ -7013,7 +7004,7 @@ class VerifyCommand(NamedTuple):
                     self.verify_backup(backup.path, vm.name)
         Console.current.thread.turn = ''
         if target.kind != 'history' and dumps_too:
-            for name, is_directory in sorted(entries_in(target.store.root)):
+            for name, is_directory in sorted(names_in(target.store.root).items()):
                 if is_directory and name.upper().startswith(DUMPS):
                     for path in dumps_in(f'{target.store.root}/{name}')[first:]:
                         self.verify_file(path)

@@ -231,7 +231,7 @@ class Room(ParallelCase):
         backup = VmBackup.VmBackup(shared, Order.backup('one').job)
         backup.history = shared.store.history('one')
         backup.new_directory(['one.xva'], VmBackup.now())
-        backup.reserved, listed, calls = 1 << 20, VmBackup.entries_in, []
+        backup.reserved, listed, calls = 1 << 20, VmBackup.names_in, []
         self.put_file(backup.backup.file('one.xva'), bytes(1 << 10))
         self.put_file(backup.backup.file('snapshot.json.1.new'), b'{}')
 
@@ -241,7 +241,7 @@ class Room(ParallelCase):
             if len(calls) == 2:
                 os.rename(*map(backup.backup.file, ('snapshot.json.1.new', 'snapshot.json')))
             return found
-        with unittest.mock.patch.object(VmBackup, 'entries_in', list_then_rename):
+        with unittest.mock.patch.object(VmBackup, 'names_in', list_then_rename):
             self.assertEqual((1 << 20) - (1 << 10), backup.unwritten())
 
     def test_what_has_failed_leaves_its_room_to_the_next_try(self):
