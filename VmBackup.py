@@ -2650,21 +2650,21 @@ def sift(path: str, is_ours: Callable, part: str = '') -> Sifted:
     """Yield what is in a directory; 'ours' is told by the path from there. Archives and images come
     first, what is dropped last, and what is in a directory of ours before it; one with something of
     a person in it counts for nothing itself, and nobody looks into others. Raise OSError."""
-    inside = names_in(f'{path}/{part}'.rstrip('/'))
-    for name in sorted(inside, key=lambda name: (
+    found = names_in(f'{path}/{part}'.rstrip('/'))
+    for name in sorted(found, key=lambda name: (
             bool(DROPPED.search(name)), not name.endswith(IMAGES), name)):
         each = part + name
         whose = 'ours'
         if is_dropped(f'{path}/{each}'):
             whose = 'dropped'
-        elif not is_ours(each + '/' if inside[name] else each):
+        elif not is_ours(each + '/' if found[name] else each):
             whose = 'person'
-        elif inside[name]:
+        elif found[name]:
             inner = list(sift(path, is_ours, each + '/'))
             yield from inner
             if 'person' in [owner for _, _, owner in inner]:
                 continue
-        yield each, inside[name], whose
+        yield each, found[name], whose
 
 
 def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 1) -> int:
