@@ -2562,7 +2562,8 @@ def folder(path: str) -> Iterator[int]:
     with HOLDING:
         base = deepest(list(HELD), path)
         held = HELD.get(base)                          # None if a generator has ended meanwhile
-        handle = os.dup(held[0]) if held else -1
+        if held:
+            handle = os.dup(held[0])
     if not held:
         base = min((root for root in ROOTS if deepest([root], path)), key=len, default=path)
         handle = open_directory(base)
@@ -3780,10 +3781,8 @@ def finish_deleting(path: str) -> bool:
                                                 key=lambda each: each[0] == MANIFEST):
             if whose == 'person' or alone and whose == 'ours':
                 stays.append(each)
-            elif whose == 'ours':
-                remove(backup.file(each), is_directory)
             else:
-                remove_all(backup.file(each), is_directory)
+                (remove if whose == 'ours' else remove_all)(backup.file(each), is_directory)
     if stays:
         sync_directory(path)           # else a power failure may bring a marker back
         path = rename(path, name)
@@ -4040,8 +4039,8 @@ class Store(Catalogue):
         if not (known or data):                        # it was killed before it made anything
             remove(path)
             return None
-        record = (known or parse_record(Restoring, data)._replace(
-            complete=b'\n' in data))._replace(path=path)
+        record = known or parse_record(Restoring, data)._replace(
+            complete=b'\n' in data, path=path)
         if basename(path) != RESTORING.format(record.mark):
             raise TargetError(Restoring.damaged)       # it is the copy of another
         if (known or self.no_locking) and is_in_work(
@@ -4051,12 +4050,12 @@ class Store(Catalogue):
 
 
 @contextmanager
-def new_pool_dump(directory: str, when: datetime) -> Iterator[str]:
+def new_pool_dump(directory: str) -> Iterator[str]:
     """Yield the path of a new dump of the pool database, to be written under that name with
     PARTIAL, which a failure removes. Raise CommandFailed if it is missing or empty, OSError."""
     make_directory(directory)
     with hold(directory):
-        for path in new_paths(directory, 'pool_db_%Y%m%d-%H%M%S.dump', when):
+        for path in new_paths(directory, 'pool_db_%Y%m%d-%H%M%S.dump', now()):
             if not is_there(path):
                 break
         partial = path + PARTIAL
@@ -4081,13 +4080,12 @@ def prune_pool_dumps(newest: str, keep: int) -> Texts:
 
 def kind_of(path: str) -> str:
     """Return what a path is: file, backup, history (one VM's), store (all), ''; or TargetError."""
-    with telling_trouble(path):
-        with allowing(ENOENT, ENOTDIR, ENAMETOOLONG):
-            history = History(path, [DEFAULT_PATTERN])
-            if {MANIFEST, *MARKERS}.intersection(names_in(path)) or history.date_of(basename(path)):
-                return 'backup'
-            return 'history' if history.holds_any() else 'store'
-        return 'file' if exists(path) else ''
+    with telling_trouble(path), allowing(ENOENT, ENOTDIR, ENAMETOOLONG):
+        history = History(path, [DEFAULT_PATTERN])
+        if {MANIFEST, *MARKERS}.intersection(names_in(path)) or history.date_of(basename(path)):
+            return 'backup'
+        return 'history' if history.holds_any() else 'store'
+    return 'file' if exists(path) else ''
 
 
 def root_of(path: str) -> str:
@@ -4917,10 +4915,10 @@ class Verifier:
             with opened(path, form) as reader:
                 readers.append(reader)
                 return read_form(form, reader, size)
-        watchdog = Watchdog(self.limit, lambda: sum(each.position() for each in readers),
-                            'verified', path, bounded(path, size_of, path))
         try:
-            proof = bounded(path, read, watch=watchdog.check)
+            proof = bounded(path, read, watch=Watchdog(
+                self.limit, lambda: sum(each.position() for each in readers), 'verified', path,
+                bounded(path, size_of, path)).check)
         finally:
             for reader in readers:
                 reader.close()
@@ -6935,7 +6933,7 @@ class BackupRun(Shared):
             return
         directory = f'{self.store.root}/{DUMPS}{path_part(this_host())}'
         with self.store.locked(directory, self.settings.lock_wait * 60):
-            with new_pool_dump(directory, now()) as path:
+            with new_pool_dump(directory) as path:
                 partial = path + PARTIAL
                 watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
                                     'dumped', path)
