@@ -5679,9 +5679,9 @@ class Importer(Operator):
     def import_disk(self, path: str, form: str, target: Target, record: Restoring) -> str:
         """Import an image of one of FORMS; return the uuid of the new disk, named by the mark."""
         size = target.size
-        words = dict([QCOW2]) if size > LARGEST_STORED else {}
         uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
-                            name_label=marked_name(record.mark), virtual_size=str(size), **words)
+                            name_label=marked_name(record.mark), virtual_size=str(size),
+                            **dict([QCOW2] if size > LARGEST_STORED else ()))
         made = sum(int(vdi['virtual_size'])
                    for vdi in self.pool.where('VDI', 'uuid', [uuid]).values())
         if made < max(size, 1):
@@ -5693,9 +5693,8 @@ class Importer(Operator):
             watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, 'restored', path, size,
                                 lambda: self.pool.progress('VDI import', others))
             with reading(path) as stream:
-                at = f'/proc/{getpid()}/fd/{stream.fileno()}'       # as `handed`
-                self.xe.transfer('vdi-import', watchdog, at=at, uuid=uuid, format='vhd',
-                                 filename=path)
+                self.xe.transfer('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path,
+                                 at=f'/proc/{getpid()}/fd/{stream.fileno()}')       # as `handed`
         else:
             watchdog = Watchdog(self.limit, lambda: watchdog.done, 'restored', path, made)
             watchdog.pieces = image_pieces(path, form, size, made)
@@ -6178,17 +6177,17 @@ def disk_words(disk: Disk, why: str) -> str:
 
 def disk_facts(disk: Disk, **more: str) -> Record:
     """Return what a manifest has of a disk."""
-    return dict(more, device=disk.device, uuid=disk.vdi['uuid'], name=disk.name,
-                virtual_size=disk.size)
+    return {**more, 'device': disk.device, 'uuid': disk.vdi['uuid'], 'name': disk.name,
+            'virtual_size': disk.size}
 
 
 def disks_told(exporter: Exporter, vm: Vm) -> Record:
     """Return what a manifest has of a VM's disks, those that are exported and all others."""
     choice = exporter.choice
-    return dict(
-        disks=list(map(disk_facts, exporter.disks)),
-        left_out=[disk_facts(disk, why=choice.reason(vm.name, disk) or NOT_CHOSEN + choice.wanted)
-                  for disk in exporter.others])
+    return {
+        'disks': list(map(disk_facts, exporter.disks)), 'left_out': [
+            disk_facts(disk, why=choice.reason(vm.name, disk) or NOT_CHOSEN + choice.wanted)
+            for disk in exporter.others]}
 
 
 class Shared(Run):
@@ -6219,10 +6218,10 @@ class Shared(Run):
         if method == 'vdi-export':
             wanted = settings.vdi_disks
             extension = f'.{settings.vdi_export_format}{COMPRESSIONS[settings.vdi_compress].ending}'
-        patterns = tuple(rule.text for rule in self.config.rules
-                         if rule.method == 'exclude-disk' and rule.text)
-        return Exporter(self.pool, extension,
-                        DiskChoice(patterns, settings.honour_nobak, wanted), warnings)
+        return Exporter(self.pool, extension, DiskChoice(
+            tuple(rule.text for rule in self.config.rules
+                  if rule.method == 'exclude-disk' and rule.text),
+            settings.honour_nobak, wanted), warnings)
 
     def call_hook(self, phase: str, warnings: Any = None, **known: str) -> bool:
         """Run the hook, if any; return True if what begins is to be skipped. A failure then raises
@@ -6291,7 +6290,7 @@ class Shared(Run):
 
 class VmBackup(Turn):
     """The backup of one VM."""
-    history = backup = None    # type: Any
+    history = backup = began = None    # type: Any     # began: when
     begun = False              # something was exported: no second try
     before = {}                # type: Sizes       # bytes that the files of the last one take
     last = 0                   # all of them
@@ -6328,9 +6327,10 @@ class VmBackup(Turn):
                 raise
             else:
                 check_held(self.path)                  # a hook takes a path as it is
-                files = sorted(self.backup.file(file.name) for file in self.exported)
                 shared.call_hook('backup-end', self.warnings, target=self.path, size=str(self.size),
-                                 file='\n'.join(files), status=self.status, **known)
+                                 file='\n'.join(sorted(self.backup.file(file.name)
+                                                       for file in self.exported)),
+                                 status=self.status, **known)
             finally:
                 self.held.close()
                 self.reserved = 0
@@ -6360,7 +6360,8 @@ class VmBackup(Turn):
 
     def back_up(self) -> None:
         """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
-        job, exporter, started = self.job, self.exporter, now()
+        job, exporter = self.job, self.exporter
+        self.began = now()
         log('{0.method} - vm_name: {0.vm.name} max_backups: {0.keep}'.format(job))
         self.history.as_it_is()
         vm = self.pool.reread(job.vm)
@@ -6369,7 +6370,7 @@ class VmBackup(Turn):
             raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
                                + ', '.join(uuid or 'one of unknown uuid' for uuid in warned_of))
         self.drop_last_failure()
-        self.new_directory(exporter.names(basename(self.history.directory), vm), started)
+        self.new_directory(exporter.names(basename(self.history.directory), vm))
         log(f'new backup_dir: {self.path}', 'Exporting VM metadata XML info')
         with tolerating(self.warnings, 'vm-metadata.xml is missing'):
             write_metadata(self.backup, vm, exporter.xe)
@@ -6394,10 +6395,10 @@ class VmBackup(Turn):
         try:
             with exporter.snapshot(self.backup, warned_of) as snapshot:
                 check_signals()
-                self.manifest = self.describe(started, snapshot)
+                self.manifest = self.describe(snapshot)
                 check_readable(self.manifest)
                 if self.settings.pre_clean:
-                    self.prune(self.judged(started))
+                    self.prune(self.judged())
                     self.reserved = self.last
                 size = self.export(snapshot)
                 log(f'{job.method} success')
@@ -6411,7 +6412,7 @@ class VmBackup(Turn):
         self.finish(size)
         with tolerating(self.warnings, 'cannot look for older backups'):
             self.history.known.clear()                 # somebody may have verified or protected one
-            judged = self.judged(started, self.path)
+            judged = self.judged(self.path)
             self.tell_what_stays(judged)
             self.prune(judged)
 
@@ -6435,11 +6436,11 @@ class VmBackup(Turn):
                         log(f'Deleting last **unsuccessful** backup {path} ')
                         shared.store.delete(failure)
 
-    def new_directory(self, names: Texts, started: datetime) -> None:
+    def new_directory(self, names: Texts) -> None:
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
         gain = 0               # bytes
         if self.settings.pre_clean:
-            gain = sum(old.occupied() for old, why in self.judged(started) if not why)
+            gain = sum(old.occupied() for old, why in self.judged() if not why)
         self.before = self.history.last_sizes(names, self.owner())
         self.last = sum(self.before.values())
         shared = self.shared
@@ -6447,7 +6448,7 @@ class VmBackup(Turn):
             shared.store.check_room(self.settings.min_free, self.last, gain - sum(
                 other.unwritten() for other in shared.turns))
             shared.store.check_mounted()
-            self.backup = shared.store.begin(self.history, started)
+            self.backup = shared.store.begin(self.history, self.began)
             self.path = self.backup.path
             for path in (self.history.directory, self.path):
                 self.held.enter_context(hold(path))
@@ -6459,15 +6460,15 @@ class VmBackup(Turn):
             return self.reserved and max(0, self.reserved - self.backup.occupied())
         return 0
 
-    def describe(self, started: datetime, snapshot: Snapshot) -> Record:
+    def describe(self, snapshot: Snapshot) -> Record:
         """Return the manifest, as far as it is known before the export."""
         vm = self.job.vm
-        return dict(
-            schema=1, version=VERSION,
-            vm={'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
-            method=self.job.method, host=this_host(), started=iso(started),
-            earlier=self.owner().earlier, snapshot=snapshot.uuid, **disks_told(self.exporter, vm),
-            **self.shared.identity)
+        return {
+            'schema': 1, 'version': VERSION,
+            'vm': {'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
+            'method': self.job.method, 'host': this_host(), 'started': iso(self.began),
+            'earlier': self.owner().earlier, 'snapshot': snapshot.uuid,
+            **disks_told(self.exporter, vm), **self.shared.identity}
 
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
@@ -6532,12 +6533,12 @@ class VmBackup(Turn):
             {backup.manifest.uuid for backup in self.history.completed()
              if backup.manifest.pool == pool} - set(self.pool.names)))
 
-    def judged(self, started: datetime, path: str = '') -> Judged:
+    def judged(self, path: str = '') -> Judged:
         """Return why each older backup is kept beside the new one (see History.judged)."""
         owner, told = self.owner(), manifest_of(self.manifest)
         return self.history.judged(
             policy_of(self.settings, self.job), owner, told.of_the_vm or self.history.disks(owner),
-            Aged(started, disks=told.holds if path else ()), path)
+            Aged(self.began, disks=told.holds if path else ()), path)
 
     def prune(self, judged: Judged) -> None:
         """Delete older backups that nothing keeps, nor a snapshot that is still in the pool."""
@@ -6561,16 +6562,16 @@ class VmBackup(Turn):
             log('***NOTE - in no good backup: disk ' + lacking)
         for backup in self.history.completed():
             if not owner.rotates(backup):
-                uuid, pool = backup.manifest.uuid, backup.manifest.pool
-                whose, option = owner.other(backup), f'pool={pool}'
-                if pool in ('', owner.pool):
-                    option = f'vm=uuid:{uuid}'
-                    now_called = self.pool.names.get(uuid)
+                manifest = backup.manifest
+                whose, option = owner.other(backup), 'pool=' + manifest.pool
+                if manifest.pool in ('', owner.pool):
+                    option = 'vm=uuid:' + manifest.uuid
+                    now_called = self.pool.names.get(manifest.uuid)
                     if now_called:
                         whose += f', now called {now_called}'
-                config = shell_word(self.shared.config.path or 'CONFIG')
-                self.shared.others[f'in {self.history.directory}, {whose} (to let them go: prune '
-                                   f'{config} {option} preview)'] += 1
+                self.shared.others[
+                    f'in {self.history.directory}, {whose} (to let them go: prune '
+                    f'{shell_word(self.shared.config.path or "CONFIG")} {option} preview)'] += 1
 
 
 # ----------------------------------------------------------------------------------------------
@@ -7066,8 +7067,8 @@ class VerifyCommand(NamedTuple):
                 log(f'***NOTE - {path}: it was deleted meanwhile')
                 return
         word = {'SUCCESS': 'good', 'WARNING': '***WARNING -'}.get(token, token)
-        self.results.append(
-            dict(path=path, vm=vm, result=token, text=text, proved=proved or None))
+        self.results.append({
+            'path': path, 'vm': vm, 'result': token, 'text': text, 'proved': proved or None})
         log(f'{word} {path}: {text}')
 
 
@@ -7080,12 +7081,11 @@ def histories_in(target: Opened) -> Histories:
 
 def run_verify(line: CommandLine) -> int:
     """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
-    word = line.word
     every = line.options['backups'] == 'all'
     be_gentle(True)
     target = open_target(line, form_of_file)
     if target.kind in ('file', 'backup') and (line.only or every):
-        raise UsageError(f'vm= and backups= do not apply to a single backup: {word}')
+        raise UsageError(f'vm= and backups= do not apply to a single backup: {line.word}')
     command = VerifyCommand(Verifier(target.config.settings.stall_timeout * 60), every, [])
     plan = Plan()
     Console.current.tell(results=command.results)
@@ -7098,7 +7098,7 @@ def run_verify(line: CommandLine) -> int:
     tokens = [result['result'] for result in command.results] + ['WARNING'] * bool(plan.warnings)
     counts = tally(tokens, len(plan.failures or plan.errors))
     if not any(counts):
-        raise UsageError(f'no backups in {word}')
+        raise UsageError(f'no backups in {line.word}')
     verdict = verdict_of(counts.errors, counts.warnings)
     Console.current.tell(counts=counts._asdict())
     log(f'VmBackup verify ended - {verdict.phrase} - {counts}', loud=True)
@@ -7127,7 +7127,7 @@ def others_in(histories: Histories, vms: Sequence[Record]) -> Record:
             with suppress(OSError):                    # unreadable, or gone
                 found = dumps_in(path)
         if found:
-            dumps.append(dict(path=path, dumps=len(found), newest=basename(found[-1])))
+            dumps.append({'path': path, 'dumps': len(found), 'newest': basename(found[-1])})
         elif path not in [vm['path'] for vm in vms]:
             foreign.append(path)
     return {'pool_dumps': dumps, 'foreign': foreign}
@@ -7136,7 +7136,7 @@ def others_in(histories: Histories, vms: Sequence[Record]) -> Record:
 def document_of(name: str, history: History) -> Record:
     """Return what `list` tells of a VM, of its directory, as the README has its form."""
     owner = history.last_owner()
-    told = [dict(described(backup), of=owner.other(backup)) for backup in history.everything()]
+    told = [{**described(backup), 'of': owner.other(backup)} for backup in history.everything()]
     return {'name': name, 'path': history.directory,
             'good': sum(backup['outcome'] == 'good' for backup in told),
             'size': sum(backup['size'] or 0 for backup in told), 'backups': told}
@@ -7164,7 +7164,8 @@ def described(backup: Backup) -> Record:
 
 def table_of(document: Record) -> Iterator[str]:
     """Yield the document's lines for a person."""
-    rows = [row_of(backup) for vm in document['vms'] for backup in vm['backups']]
+    vms = document['vms']
+    rows = [row_of(backup) for vm in vms for backup in vm['backups']]
     columns = []               # type: List[List[str]]     # but for those with nothing in them
     for column in zip('when age method size outcome verified restored protected name'.split(),
                       *rows):
@@ -7174,24 +7175,25 @@ def table_of(document: Record) -> Iterator[str]:
     table = ('  '.join(cells).rstrip() for cells in zip(*columns))
     if rows:
         yield next(table)
-    for vm in document['vms']:
+    for vm in vms:
         good = f'{vm["good"]} good, {human_size(vm["size"])}' if vm['good'] else 'NO GOOD BACKUP'
         yield f'{vm["name"]} ({vm["path"]}): {good}'
         for backup in vm['backups']:
             yield next(table)
             if backup['of']:
                 yield '    ' + backup['of']
-            for key, what in (('verified', 'damaged'), ('test_restore', 'test restore')):
-                if backup[key] and backup[key]['fault']:
-                    yield f'    {what}: {backup[key]["fault"]}'
+            for what, found in (('damaged', backup['verified']),
+                                ('test restore', backup['test_restore'])):
+                if found and found['fault']:
+                    yield f'    {what}: {found["fault"]}'
     for dumps in document['pool_dumps']:
         yield 'pool database ({path}): {dumps} dumps, newest {newest}'.format(**dumps)
     for path in document['foreign']:
         yield 'foreign: ' + path
     yield from document['messages']
     total = 'total of {} VMs: {} good, {}'.format(
-        len(document['vms']), document['good'], human_size(document['size']))
-    without = [vm['name'] for vm in document['vms'] if not vm['good']]
+        len(vms), document['good'], human_size(document['size']))
+    without = [vm['name'] for vm in vms if not vm['good']]
     if without:
         total += '; NO GOOD BACKUP of ' + ', '.join(without)
     yield total
@@ -7291,9 +7293,9 @@ class Pruning:
         for backup in history.completed():
             if backup.path in ours and not by_rules:
                 continue
-            why = ours.get(backup.path, (owner.other(backup),))
+            why = ours.get(backup.path, [owner.other(backup)])
             if backup in let_go:
-                why = (PROTECTED,) if backup.protected else ()
+                why = [PROTECTED] * backup.protected
             if why:
                 log(f'  keep   {basename(backup.path)} ({", ".join(why)})')
                 self.kept += 1
@@ -7441,7 +7443,7 @@ class Sources:
             raise UsageError(f'no config-file or backup_dir: from={origin}')
         self.config = target.config
         self.store = target.store
-        self.given = bool(origin)
+        self.given = origin
 
     def find(self, word: str, date: str) -> Chosen:
         """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
@@ -7514,7 +7516,7 @@ class Sources:
         if date and not digits:
             raise UsageError(f'invalid date: date={date} (expected its beginning, such as '
                              '2026-03-01)')
-        pool, newest = own_pool(), []
+        newest = []
         for history in histories:
             good = []          # type: List[Backup]
             for backup in history.backups(True):
@@ -7526,7 +7528,7 @@ class Sources:
                 if (backup.outcome == 'good' and when.startswith(digits)
                         and uuid in ('', backup.manifest.uuid)):
                     good.append(backup)
-            newest += of_pool(pool, good)[-1:]
+            newest += of_pool(own_pool(), good)[-1:]
         if not newest:
             place = self.store.root if uuid else histories[0].directory
             raise TargetError(f'no good backup of {date or uuid or "this VM"} in {place}')
@@ -7648,8 +7650,8 @@ class Restorer(Importer):
         """Raise UsageError if MAC addresses would be there twice."""
         users = [vif['VM'] for vif in self.pool.records('VIF').values() if vif['MAC'] in found.macs]
         for ref, vm in vms.items():
-            same = ref in users or vm['other_config'].get('mac_seed') == found.seed
-            if vm['uuid'] == found.uuid or same and not vm['is_a_snapshot']:
+            if vm['uuid'] == found.uuid or not vm['is_a_snapshot'] and (
+                    ref in users or vm['other_config'].get('mac_seed') == found.seed):
                 raise UsageError(f'preserve=True: the VM {labelled(vm)} has the same MAC addresses '
                                  'or uuid (remove it, or restore without preserve)')
 
@@ -7668,8 +7670,7 @@ class Restorer(Importer):
                              + self.pool.sr_words(found or srs))
         sr, = found.values()
         log(title, '  SR:       ' + space_of(sr, size))
-        total = int(sr['physical_size'])
-        if 0 < total < size + int(sr['physical_utilisation']):
+        if 0 < int(sr['physical_size']) < size + int(sr['physical_utilisation']):
             log('***NOTE - that is enough only if the SR is thin-provisioned')
         return sr
 
@@ -7683,8 +7684,8 @@ class Restorer(Importer):
         if not size:
             with opened(chosen.path, chosen.form) as reader:
                 size = sum(map(len, reader.pieces())) if raw else reader.read_head()[0]
-        original = chosen.backup.manifest.disk(file).get('name') or plain_name(file)
-        name = name or original + chosen.suffix
+        name = name or (chosen.backup.manifest.disk(file).get('name')
+                        or plain_name(file)) + chosen.suffix
         sr = self.sr(size, f'  new disk: {name}')
         word = self.options['attach']
         if not word:
@@ -7799,8 +7800,8 @@ class TestRestore(Run):
             backup = chosen.backup
             name = backup.manifest.name or basename(dirname(backup.path))
             return [Job('', Vm(backup.path, backup.manifest.uuid, name, {}, backup), 1, name)]
-        rule = selector(word)._replace(method='vm')
-        chosen = self.sources.select(self.config._replace(rules=(rule,))).jobs
+        chosen = self.sources.select(self.config._replace(
+            rules=[selector(word)._replace(method='vm')])).jobs
         if not chosen:
             raise UsageError(f'no backup of a VM {word} in {self.sources.store.root}')
         return chosen
