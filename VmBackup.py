@@ -2039,7 +2039,7 @@ def device_name(device: str, number: str) -> str:
 
 def labelled(record: Record) -> str:
     """Return the name and the uuid of an object."""
-    return f'{record["name_label"]} ({record["uuid"]})'
+    return '{name_label} ({uuid})'.format_map(record)
 
 
 def free_space(sr: Record) -> str:
@@ -5505,6 +5505,18 @@ ADVICE = {                 # what to do, by the code of what went wrong
     UNREACHABLE: ' (xapi has ended meanwhile: systemctl status xapi)'}
 
 
+class Chosen(NamedTuple):
+    """What is to be restored."""
+    path: str                  # of the archive or image
+    form: str                  # one of FORMS, or ''
+    backup: Backup             # its directory
+
+    @property
+    def suffix(self) -> str:
+        """Return what tells from the original, in the name of a copy."""
+        return '-restored-' + (self.backup.started or iso(now()))[:10]
+
+
 class Target(NamedTuple):
     """Where a restore goes, and as what."""
     name: str                  # of the new VM or disk
@@ -5632,22 +5644,20 @@ class Importer(Operator):
                                 '(it was started or copied, or has a snapshot; remove it: it is '
                                 'incomplete)')
 
-    def put(self, path: str, form: str, target: Target, record: Restoring,
-            cut_off: bool = False) -> str:
+    def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off: bool = False) -> str:
         """Import an archive (`cut_off`: off all networks) or an image; return the new uuid."""
         check_signals()
         try:
-            if form == '.xva':
-                return self.import_vm(path, target, record.mark, cut_off)
-            return self.import_disk(path, form, target, record)
+            if chosen.form == '.xva':
+                return self.import_vm(chosen.path, target, record.mark, cut_off)
+            return self.import_disk(chosen, target, record)
         except CommandFailed as error:
-            code = error.code
-            text = f'{error}{ADVICE.get(code, "")}'
-            if code == FULL:
+            text = f'{error}{ADVICE.get(error.code, "")}'
+            if error.code == FULL:
                 with suppress(PoolError, ValueError):  # it is told as it is by now
                     sr, = self.pool.where('SR', 'uuid', [target.sr['uuid']]).values()
                     text = f'no space left in SR {space_of(sr, target.size)}: {text}'
-            raise CommandFailed(text, code)
+            raise CommandFailed(text, error.code)
 
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
         """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
@@ -5676,8 +5686,9 @@ class Importer(Operator):
                 raise CommandFailed(f'disk {device} has {found.get(device, 0)} bytes, not {size}')
         return uuid
 
-    def import_disk(self, path: str, form: str, target: Target, record: Restoring) -> str:
+    def import_disk(self, chosen: Chosen, target: Target, record: Restoring) -> str:
         """Import an image of one of FORMS; return the uuid of the new disk, named by the mark."""
+        path, form, _ = chosen
         size = target.size
         uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
                             name_label=marked_name(record.mark), virtual_size=str(size),
@@ -6172,7 +6183,7 @@ NO_DISK_LEFT = 'all of its disks are excluded'
 
 def disk_words(disk: Disk, why: str) -> str:
     """Return a disk that is left out as the log has it."""
-    return f'{disk.device} ({disk.name}): {why}'
+    return '{0.device} ({0.name}): {1}'.format(disk, why)
 
 
 def disk_facts(disk: Disk, **more: str) -> Record:
@@ -6229,7 +6240,7 @@ class Shared(Run):
         if not self.hook:
             return False
         signals, begins = Signals.current, phase in BEGINNINGS
-        known = dict(known, backup_dir=self.settings.backup_dir, report=self.report_file)
+        known.update(backup_dir=self.settings.backup_dir, report=self.report_file)
         environ = {f'VMBACKUP_{name}': encoded(known.get(name.lower(), '')) for name in VARIABLES}
         begin = getattr(Console.current.thread, 'begin', '')      # its output is another thread's
         timeout = self.settings.hook_timeout * 60      # seconds
@@ -6569,9 +6580,9 @@ class VmBackup(Turn):
                     now_called = self.pool.names.get(manifest.uuid)
                     if now_called:
                         whose += f', now called {now_called}'
-                self.shared.others[
-                    f'in {self.history.directory}, {whose} (to let them go: prune '
-                    f'{shell_word(self.shared.config.path or "CONFIG")} {option} preview)'] += 1
+                self.shared.others['in {}, {} (to let them go: prune {} {} preview)'.format(
+                    self.history.directory, whose,
+                    shell_word(self.shared.config.path or 'CONFIG'), option)] += 1
 
 
 # ----------------------------------------------------------------------------------------------
@@ -7046,8 +7057,8 @@ class VerifyCommand(NamedTuple):
                       verdict_of(found.problems, found.remarks).token, '; '.join(texts),
                       found.proved)
             try:
-                add_to_manifest(backup, verified=dict(
-                    found.in_manifest(backup.manifest.digests), **fault))
+                add_to_manifest(backup, verified={
+                    **found.in_manifest(backup.manifest.digests), **fault})
             except OSError as error:                   # such as a share that is read-only
                 log(f'***NOTE - {path}: the result is not recorded: {reason_of(error)}')
 
@@ -7144,8 +7155,7 @@ def document_of(name: str, history: History) -> Record:
 
 def described(backup: Backup) -> Record:
     """Return what the document has of a directory in a VM's."""
-    manifest = backup.manifest
-    method = manifest.method or None   # type: Optional[str]
+    method = backup.manifest.method or None    # type: Optional[str]
     size = compression = None  # type: Any
     if backup.outcome == 'remains':
         with suppress(OSError):
@@ -7158,8 +7168,8 @@ def described(backup: Backup) -> Record:
     return {
         'path': backup.path, 'when': backup.started, 'outcome': backup.outcome,
         'method': method, 'size': size, 'compression': compression,
-        'verified': manifest.verified or None, 'test_restore': manifest.test_restore or None,
-        'protected': backup.protected}
+        'verified': backup.manifest.verified or None,
+        'test_restore': backup.manifest.test_restore or None, 'protected': backup.protected}
 
 
 def table_of(document: Record) -> Iterator[str]:
@@ -7177,7 +7187,7 @@ def table_of(document: Record) -> Iterator[str]:
         yield next(table)
     for vm in vms:
         good = f'{vm["good"]} good, {human_size(vm["size"])}' if vm['good'] else 'NO GOOD BACKUP'
-        yield f'{vm["name"]} ({vm["path"]}): {good}'
+        yield '{name} ({path}): {}'.format(good, **vm)
         for backup in vm['backups']:
             yield next(table)
             if backup['of']:
@@ -7228,11 +7238,11 @@ def run_list(line: CommandLine) -> int:
     vms += [document_of(failure.name, target.store.history(path_part(failure.name)))
             for failure in plan.failures]
     vms.sort(key=lambda vm: vm['name'])
-    document = dict(
-        backup_dir=target.store.root, vms=vms,
+    document = {
+        'backup_dir': target.store.root, 'vms': vms,
         **others_in([] if line.only else histories, vms),
-        messages=plan.messages + plan.errors, good=sum(vm['good'] for vm in vms),
-        size=sum(vm['size'] for vm in vms))
+        'messages': plan.messages + plan.errors, 'good': sum(vm['good'] for vm in vms),
+        'size': sum(vm['size'] for vm in vms)}
     for text in document['messages']:
         Console.current.sort(text)
     if not Console.current.tell(**document):
@@ -7308,10 +7318,9 @@ class Pruning:
         if backup.outcome not in COMPLETE or backup.protected:
             raise UsageError('no backup that can be deleted: {} ({})'.format(
                 path, 'it is protected' if backup.protected else 'expected its dated directory'))
-        owner = backup.manifest
-        others = [each.manifest for each in history.completed(True)
-                  if each.path != path and each.outcome == 'good' and not owner.other(each)]
-        lost = disks_in_none(others, owner.holds)
+        others = [each.manifest for each in history.completed(True) if each.path != path
+                  and each.outcome == 'good' and not backup.manifest.other(each)]
+        lost = disks_in_none(others, backup.manifest.holds)
         if not others:
             log('***NOTE - no other good backup of this VM is in its directory')
         elif lost:
@@ -7388,8 +7397,8 @@ def run_prune(line: CommandLine) -> int:
             else:
                 pruning.prune_one(target.path, history)
     verdict = verdict_of(pruning.errors, ())
-    log(f'VmBackup {command} ended - {verdict.phrase} - {pruning.kept} kept, '
-        f'{pruning.deleted} {done} ({human_size(pruning.freed)})', loud=True)
+    log('VmBackup {0} ended - {1} - {2.kept} kept, {2.deleted} {3} ({4})'.format(
+        command, verdict.phrase, pruning, done, human_size(pruning.freed)), loud=True)
     return verdict.status
 
 
@@ -7420,18 +7429,6 @@ def run_protect(line: CommandLine) -> int:
 # ----------------------------------------------------------------------------------------------
 # 21. Restores: restore, test-restore
 # ----------------------------------------------------------------------------------------------
-
-
-class Chosen(NamedTuple):
-    """What is to be restored."""
-    path: str                  # of the archive or image
-    form: str                  # one of FORMS, or ''
-    backup: Backup             # its directory
-
-    @property
-    def suffix(self) -> str:
-        """Return what tells from the original, in the name of a copy."""
-        return '-restored-' + (self.backup.started or iso(now()))[:10]
 
 
 class Sources:
@@ -7505,7 +7502,7 @@ class Sources:
                 found.append(each)
         if named and TWIN.search(word):
             return named
-        found = [each for each in found if each.holds_any()]
+        found = list(filter(History.holds_any, found))
         named_so = [each for each in found if encoded(each.vm_name()) == encoded(word)]
         return named_so or found or named
 
@@ -7535,8 +7532,8 @@ class Sources:
         if len({backup.manifest.uuid for backup in newest}) > 1:
             raise UsageError('more than one VM of that name (choose one, restore uuid:UUID, or by '
                              'its directory): ' + ', '.join(
-                                 f'{each.manifest.uuid} ({dirname(each.path)}, newest '
-                                 f'{each.started})' for each in newest))
+                                 '{0.manifest.uuid} ({1}, newest {0.started})'.format(
+                                     each, dirname(each.path)) for each in newest))
         return max(newest, key=lambda backup: backup.when)
 
     def of_file(self, path: str) -> Chosen:
@@ -7716,7 +7713,7 @@ class Restorer(Importer):
         """Restore as planned, and log what was made."""
         xe = self.xe
         with self.restoring(target.name, True) as record:
-            uuid = self.put(chosen.path, chosen.form, target, record)
+            uuid = self.put(chosen, target, record)
             check_signals()
             # An import succeeds if storage keeps a disk (recorded from xapi 25.33.2 and 26.17.0).
             with tolerating(self.warnings, 'dom0 may still have what was restored (look at it: xe '
@@ -7836,7 +7833,7 @@ class TestRestore(Run):
                     if chosen.form != '.xva':          # those checksums xapi compares
                         restorer.verify(chosen)
                     with restorer.restoring(target.name, False) as record:
-                        restorer.put(chosen.path, chosen.form, target, record, cut_off=True)
+                        restorer.put(chosen, target, record, cut_off=True)
                     check_signals()
                     turn.size += size_of(chosen.path)
                     log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
@@ -7846,8 +7843,8 @@ class TestRestore(Run):
                 result['fault'] = fault
         if result and not self.previewing:
             with tolerating(turn.warnings, 'the result is not recorded'):
-                add_to_manifest(backup, test_restore=dict(
-                    result, when=when, seconds=int(elapsed())))
+                add_to_manifest(backup, test_restore={
+                    **result, 'when': when, 'seconds': int(elapsed())})
         if fault:
             raise BackupFailed('TEST-RESTORE-FAIL', fault)
 
