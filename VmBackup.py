@@ -2112,8 +2112,7 @@ class Pool:
         HOST_IS_SLAVE over TCP, with the master's address, before it looks at the password (xapi:
         xapi_session.ml); that then goes over TLS only. Raise PoolError, ConfigError."""
         password = password_of(line)
-        url = os.environ.get('VMBACKUP_XAPI_URL') or (
-            XAPI_SOCKET if password is None else XAPI_URL)
+        url = os.environ.get('VMBACKUP_XAPI_URL') or (XAPI_SOCKET if password is None else XAPI_URL)
         if line.doubt and password == line.password and url.startswith('unix:'):
             raise PoolError('the first word is no command and no password file, and xapi takes any '
                             f'password at {url} ({line.doubt})')
@@ -2420,8 +2419,7 @@ class Pool:
     def ahead(self) -> int:
         """Return the seconds that the master's clock is ahead of ours, if known. Asked once."""
         with suppress(PoolError, ValueError):
-            return seconds_ahead(str(
-                self.call('host.get_servertime', self.own_record()['master'])))
+            return seconds_ahead(str(self.call('host.get_servertime', self.own_record()['master'])))
         return 0
 
     def is_master(self) -> bool:
@@ -2908,8 +2906,7 @@ def dated(pattern: str) -> Any:
     """Compile the expression of a strftime pattern of directory_pattern's kind."""
     expression = re.escape(pattern)
     for letter, digits in zip('YmdHMS', '422222'):
-        expression = expression.replace(re.escape('%' + letter),
-                                        f'(?P<{letter}>[0-9]{{{digits}}})')
+        expression = expression.replace(re.escape('%' + letter), f'(?P<{letter}>[0-9]{{{digits}}})')
     return re.compile(expression + r'\Z', IGNORECASE)      # as a share may list it
 
 
@@ -4039,8 +4036,7 @@ class Store(Catalogue):
         if not (known or data):                        # it was killed before it made anything
             remove(path)
             return None
-        record = known or parse_record(Restoring, data)._replace(
-            complete=b'\n' in data, path=path)
+        record = known or parse_record(Restoring, data)._replace(complete=b'\n' in data, path=path)
         if basename(path) != RESTORING.format(record.mark):
             raise TargetError(Restoring.damaged)       # it is the copy of another
         if (known or self.no_locking) and is_in_work(
@@ -7610,8 +7606,7 @@ class Restorer(Importer):
                             'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
                             'new)'.format(*(found.version + ours)))
         original = chosen.backup.manifest.name or sub(r'\ARESTORE_(?=.)', '', found.name)
-        name = free_name(original, chosen.suffix, name, [
-            vm['name_label'] for vm in vms.values()])
+        name = free_name(original, chosen.suffix, name, [vm['name_label'] for vm in vms.values()])
         preserve = bool(self.options['preserve'])
         if preserve:
             self.check_addresses(found, vms)
@@ -7676,8 +7671,7 @@ class Restorer(Importer):
         file = basename(chosen.path)
         raw, size = chosen.form == '.raw', 0
         if raw:
-            size = chosen.backup.disk_size(file) or (
-                0 if is_packed(file) else size_of(chosen.path))
+            size = chosen.backup.disk_size(file) or (0 if is_packed(file) else size_of(chosen.path))
         if not size:
             with opened(chosen.path, chosen.form) as reader:
                 size = sum(map(len, reader.pieces())) if raw else reader.read_head()[0]
