@@ -79,7 +79,8 @@ from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from errno import (EACCES, EAGAIN, EDQUOT, EEXIST, EFBIG, EINVAL, EIO, EISDIR, ELOOP, EMLINK,
-                   ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EROFS, ESTALE, EXDEV)
+                   ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS, ESTALE,
+                   EXDEV)
 from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
                 O_RDONLY, O_RDWR, O_WRONLY, fstat, getpid, pread)
 from os.path import (abspath, basename, dirname, exists, isdir, isfile, join, lexists, normpath,
@@ -573,7 +574,7 @@ class Console:
     terminal = False           # whether it is one, below whose lines is drawn
     quiet = False              # of the log only what is wrong, and how all ended
     drawn = 0                  # lines of what goes on that stand on the terminal
-    lost = False               # what was printed, as a terminal or pipe is closed, or a disk full
+    lost = 0                   # why, if what was printed is: a pipe is closed, a disk is full
 
     def __init__(self, output: Any, errors: Any = None) -> None:
         self.output = self.stream = output     # unbuffered; None if it is closed
@@ -650,6 +651,7 @@ class Console:
             if self.terminal:
                 import shutil
                 width, height = shutil.get_terminal_size()
+                width, height = width or 80, height or 24      # which are 0 on a serial console
                 for line, after, doing in list(self.passing.values()):
                     seconds = int(doing())
                     if line and seconds >= after:
@@ -677,8 +679,8 @@ class Console:
         try:
             while data and stream:
                 data = data[stream.write(data) or len(data):]
-        except OSError:                                # nobody reads: the backup goes on
-            self.lost = True
+        except OSError as error:                       # nobody reads: the backup goes on
+            self.lost = error.errno
 
 
 Console.current = Console(None)
@@ -876,6 +878,10 @@ class Config(NamedTuple):
     errors: Strings            # of keys whose values cannot be used: a preview can still go on
     notes: Texts               # what may be meant otherwise
 
+    def asks_for(self, name: str) -> bool:
+        """Return whether a config file or the command line decides on a key."""
+        return bool(self.path) or self.given[name][1] != 'default'
+
 
 def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()) -> Config:
     """Read `key=value` lines, over which the command line wins. Raise ConfigError."""
@@ -972,10 +978,10 @@ def config_of(line: CommandLine) -> Config:
         if '/' in word and is_directory:
             raise UsageError(f'a directory, not a config file: {word} (see VmBackup.py help '
                              'backup)')
-        rule = selector(word)
+        rules.append(selector(word))
+    for rule in rules:
         if search(r'/|\.\w{1,4}$', rule.text):
-            log(f'***NOTE - no file {rule.text}: taken as a VM name or regex')
-        rules.append(rule)
+            log(f'***NOTE - no file {rule.text}: taken as a VM name or regex', loud=True)
     config = parse_config([], '', line)
     return config._replace(rules=(*rules, *config.rules))
 
@@ -1105,10 +1111,10 @@ def password_typed() -> str:
     with suppress(EOFError, ValueError):               # nothing was typed; it is no text
         if sys.stdin and sys.stdin.isatty():
             import getpass
-            password = portable(getpass.getpass('Password of root: '))
+            password = portable(getpass.getpass('Password: '))
         elif sys.stdin:
             password = sys.stdin.buffer.readline(4097).decode('utf-8').rstrip('\r\n')
-    if not password or '\0' in password:
+    if not 0 < len(password) <= 4096 or '\0' in password:
         raise ConfigError('no password on standard input')
     return password
 
@@ -1394,10 +1400,12 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
                     for rule in plan.invalid]
     for rule in plan.only:
         if not any(chooses(rule, job.vm) for job in plan.jobs):
-            is_regex = rule.kind != 'name' or regex_of(rule.word)
-            plan.errors.append(f'ERROR {rule} ' + (
-                'is none of the VMs that are selected' if is_regex else
-                'is no regular expression'))
+            wrong = 'is none of the VMs that are selected'
+            if rule.word in [failure.name for failure in plan.failures]:
+                wrong = f'is selected, but {plan.lacking}'
+            elif rule.kind == 'name' and not regex_of(rule.word):
+                wrong = 'is no regular expression'
+            plan.errors.append(f'ERROR {rule} {wrong}')
     if not (plan.jobs or plan.errors):
         plan.errors.append('ERROR no VMs loaded')
     plan.uncovered += dict.fromkeys(
@@ -4036,7 +4044,8 @@ class Store(Catalogue):
         if not (known or data):                        # it was killed before it made anything
             remove(path)
             return None
-        record = known or parse_record(Restoring, data)._replace(complete=b'\n' in data, path=path)
+        record = (known or parse_record(Restoring, data)._replace(
+            complete=b'\n' in data))._replace(path=path)
         if basename(path) != RESTORING.format(record.mark):
             raise TargetError(Restoring.damaged)       # it is the copy of another
         if (known or self.no_locking) and is_in_work(
@@ -6042,7 +6051,7 @@ class Run:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.settings = config.settings
-        logging = config.path and 'status_log' not in config.errors
+        logging = config.asks_for('status_log') and 'status_log' not in config.errors
         self.warnings = Warnings()
         self.status_log = StatusLog(self.settings.status_log if logging else '', self.warnings)
         self.outcomes = []     # type: List[Outcome]
@@ -6206,7 +6215,7 @@ class Shared(Run):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         settings = config.settings
-        self.report_file = settings.report_file if config.path else ''
+        self.report_file = settings.report_file if config.asks_for('report_file') else ''
         self.store = Store(settings)
         self.hook = '' if hook_problem(settings.hook) else settings.hook
         self.verifier = Verifier(settings.stall_timeout * 60)
@@ -7444,7 +7453,8 @@ class Sources:
         kind = kind_of(path)
         missing = kind in ('', 'store')
         uuid = word[-36:] if match(f'(uuid:)?{UUID}\\Z', word) else ''
-        if not match(r'\.{0,2}(/|\Z)', word):       # no path for certain
+        # No path for certain.
+        if not match(r'\.{0,2}(/|\Z)', word) and (missing or '/' not in word):
             if missing:
                 self.store.check(False)
                 self.store.stocked()
@@ -7516,7 +7526,7 @@ class Sources:
                 if backup.trouble:
                     log(f'***NOTE - skipped: {explain(backup.trouble)}')
                 if backup.outcome == 'damaged':
-                    log(f'***NOTE - passed over, as it is damaged: {backup.path}')
+                    log(f'***NOTE - passed over, as it is damaged: {backup.path}', loud=True)
                 when = sub('[^0-9]', '', backup.started or '')
                 if (backup.outcome == 'good' and when.startswith(digits)
                         and uuid in ('', backup.manifest.uuid)):
@@ -7578,15 +7588,16 @@ class Restorer(Importer):
         vms = self.pool.records('VM')
         if when:
             when = ' as of ' + when[:19].replace('T', ' ')
-        log(f'restore of {manifest.name or "a VM"}{when}: {chosen.path}')
+        log(f'restore of {manifest.name or "a VM"}{when}: {chosen.path}', loud=True)
         names = {vm['uuid']: vm['name_label'] for vm in vms.values()}
         named = names.get(manifest.uuid)
         if manifest.pool not in ('', self.pool.uuid()):
-            log(f'***NOTE - this backup is of another pool, {manifest.pool}')
+            log(f'***NOTE - this backup is of another pool, {manifest.pool}', loud=True)
         elif named not in (None, manifest.name):
-            log(f'***NOTE - this backup is of a VM that is now called {named}')
+            log(f'***NOTE - this backup is of a VM that is now called {named}', loud=True)
         elif manifest.uuid and not named and manifest.name in names.values():
-            log(f'***NOTE - this backup is of an earlier VM of this name, {manifest.uuid}')
+            log(f'***NOTE - this backup is of an earlier VM of this name, {manifest.uuid}',
+                loud=True)
         whole = chosen.form == '.xva'
         for word in ['attach'] if whole else ['preserve', 'start']:
             if self.options[word]:
@@ -7785,7 +7796,7 @@ class TestRestore(Run):
     def choose(self, word: str) -> Sequence[Job]:
         """Return the VMs that a selector chooses, or the one of a path. Raise UsageError,
         OSError."""
-        if match(r'\.{0,2}/', word):
+        if match(r'\.{0,2}/', word) or '/' in word and names_file(word):
             chosen = self.sources.find(word, '')
             refuse_form(chosen)
             backup = chosen.backup
@@ -7912,7 +7923,7 @@ class StatusCheck:
         for rule in plan.broken + plan.invalid:
             raise ConfigError(f'invalid regex or retention: {rule} ({rule.where})')
         critical, warnings, fine = self.found.values()
-        critical += [text[6:] for text in plan.errors if ' is no' in text]
+        critical += [text[6:] for text in plan.errors if text.startswith('ERROR vm=')]
         warnings += plan.warnings
         pool = own_pool()
         found = [(Backup(''), Vm(failure.name, '', failure.name, {})) for failure in plan.failures]
@@ -8426,9 +8437,10 @@ class Command(NamedTuple):
         familiar = FAMILIAR.get(plain)
         near = f', perhaps {familiar}' if familiar in self.options else self.meant(plain)
         if equals or near or name.startswith('-'):
-            return self.error(f'unknown option: {name}{equals}{near}')
+            shown = name[:2] if match('-[^-]', name) else name
+            return self.error(f'unknown option: {shown}{equals}{near}')
         remark = 'choose VMs with vm=; ' if 'vm' in self.options else ''
-        return self.error(f'one word too many: {name}', remark)
+        return self.error(f'one word too many behind {self.name} {self.words}', remark)
 
     def value(self, name: str, text: str) -> str:
         """Return the value of an option, or of a key of the config file. Raise UsageError."""
@@ -8442,7 +8454,8 @@ class Command(NamedTuple):
             elif not text or not allowed.startswith('<'):
                 raise ValueError(f'allowed: {name}={allowed}')
         except ValueError as error:
-            raise self.error(f'invalid value: {name}={text}', f'{error}{hint}; ')
+            shown = '' if allowed == SWITCH else text
+            raise self.error(f'invalid value: {name}={shown}', f'{error}{hint}; ')
         if allowed == SWITCH:
             return 'yes' if text in ('yes', 'true') else ''
         return text
@@ -8555,6 +8568,8 @@ def misplaced(word: str, line: Texts) -> UsageError:
         meant.insert(1, file or command.words)
     elif first not in ('local', *COMMANDS) and 'password_file' in command.options:
         meant.append('password-file=' + (file or 'FILE'))
+    if command.options.get(first) == SWITCH:           # preview
+        meant.append(first)
     return UsageError(f'{word} is a command and comes first: VmBackup.py {" ".join(meant)} (a VM '
                       f'that is called so is vm-export={word}, a file ./{word})')
 
@@ -8630,9 +8645,20 @@ def plain_words(words: Texts) -> Texts:
     alone = ''.join(words).lower().lstrip('-')
     if len(words) == 1 and alone in ('h', 'help', 'example', 'config'):
         return ['help' if alone == 'h' else alone]
+    if words[1:] and words[1].lower().startswith('create-password-file='):     # of any password
+        return words
     before = words[:[*words, '--'].index('--')]
-    if {'-h', '--help'}.intersection(before):
-        return ['help', *[word for word in before if word in COMMANDS][:1]]
+    commands = [word for word in before if word in COMMANDS][:1]
+    asked = {'-h', '--help'}.intersection(before)
+    if asked and (commands or words[0] not in asked):
+        return ['help', *commands]
+    if words[:1] == ['--version']:
+        return ['version']
+    if commands and words[0].startswith('--'):
+        name = words[0][2:].partition('=')[0].lower().replace('-', '_')
+        if name in COMMANDS[commands[0]].options:      # it stands before its command
+            index = words.index(commands[0])
+            return [*commands, *words[:index], *words[index + 1:]]
     return words
 
 
@@ -8662,7 +8688,7 @@ def perform(words: Texts, program: str, console: Console) -> int:
     line, reason, signals.ended = CommandLine(), '', False
     try:
         words = plain_words(words)
-        if words[:1] == ['--version'] or words == ['version']:
+        if words == ['version']:
             console.write(f'VmBackup.py {VERSION}\n')
             return SUCCESS.status
         if len(words) < 2 and ''.join(words) not in COMMANDS:
@@ -8692,6 +8718,9 @@ def perform(words: Texts, program: str, console: Console) -> int:
             console.write(plugin_line('UNKNOWN', reason))
     if console.tell(error=reason, exit_status=status):
         console.write_document()
+    if console.lost not in (0, EPIPE) and (console.document or line.command in ('config', 'list')):
+        console.stream, status = console.errors, max(status, ERROR.status)
+        tell_end(f'ERROR what was printed is not whole: {os.strerror(console.lost)}', console)
     return status
 
 

@@ -237,7 +237,7 @@ class Documents(SavedCase):
         with open('/proc/%d/wchan' % child.pid, encoding='ascii') as stream:
             return 'pipe' in stream.read()
 
-    def test_a_closed_or_full_output_changes_no_exit_status(self):
+    def test_a_full_output_is_an_error_and_a_closed_one_is_none(self):
         config = self.config(*self.both)
         for words in (['list', config], ['status', config], ['verify', config],
                       ['password', config, 'preview']):
@@ -248,7 +248,8 @@ class Documents(SavedCase):
                     child = self.start_with([*words, 'json'], stdout=stream,
                                             stderr=subprocess.PIPE)
                     _, errors = child.communicate(timeout=LIMIT)
-                    self.assertEqual(0, child.returncode, errors)
+                    self.assertEqual(2 if output else 0, child.returncode, errors)
+                    self.assertEqual(bool(output), b'is not whole: No space left' in errors)
                     self.assertNotIn(b'Traceback', errors)
                     self.assertNotIn(b'"schema"', errors)
 

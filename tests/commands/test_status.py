@@ -545,7 +545,7 @@ class OneLine(StatusCase):
                 ((self.run_config, 'max_age='), 'invalid value: max_age='),
                 ((self.run_config, 'age=3h'), 'unknown option: age= (see'),
                 ((self.run_config, 'preview'), 'preview is a command and '),
-                ((self.run_config, 'a|b\nc'), 'one word too many: a\\x7cb\\nc'),
+                ((self.run_config, '--a|b\nc'), 'unknown option: --a\\x7cb\\nc'),
                 (('/nosuch',), 'cannot read config file /nosuch: No such file'),
                 ((self.backups,), 'cannot read config file ' + self.backups),
                 ((sys.executable,), 'not a config file')):

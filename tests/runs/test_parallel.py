@@ -215,8 +215,9 @@ class Room(ParallelCase):
             backup = VmBackup.VmBackup(shared, Order.backup(name).job)
             shared.turns.append(backup)
             backup.history = histories[name]
+            backup.began = VmBackup.now()
             with unittest.mock.patch('os.statvfs', return_value=found):
-                backup.new_directory([name + '.xva'], VmBackup.now())
+                backup.new_directory([name + '.xva'])
             return backup
         first = begin('one', 1)
         with self.assertRaises(VmBackup.BackupFailed) as caught:
@@ -230,7 +231,8 @@ class Room(ParallelCase):
         shared.store.check()
         backup = VmBackup.VmBackup(shared, Order.backup('one').job)
         backup.history = shared.store.history('one')
-        backup.new_directory(['one.xva'], VmBackup.now())
+        backup.began = VmBackup.now()
+        backup.new_directory(['one.xva'])
         backup.reserved, listed, calls = 1 << 20, VmBackup.names_in, []
         self.put_file(backup.backup.file('one.xva'), bytes(1 << 10))
         self.put_file(backup.backup.file('snapshot.json.1.new'), b'{}')
@@ -253,11 +255,12 @@ class Room(ParallelCase):
         shared.store.check()
         backup = VmBackup.VmBackup(shared, Order.backup('one').job)
         backup.history = shared.store.history('one')
+        backup.began = VmBackup.now()
         shared.turns.append(backup)
         with unittest.mock.patch('os.statvfs', return_value=found):
-            backup.new_directory(['one.xva'], VmBackup.now())
+            backup.new_directory(['one.xva'])
             backup.reserved = 0
-            backup.new_directory(['one.xva'], VmBackup.now())
+            backup.new_directory(['one.xva'])
         self.assertEqual(1 << 20, backup.unwritten())
 
 

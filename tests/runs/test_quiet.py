@@ -138,12 +138,15 @@ class Commands(SavedCase, QuietCase):
                 (2, ['preview', missing, login], [
                     r'\*\*\*ERROR - vm not found: .*', 'ERROR preview of parameters .*']),
                 (0, ['restore', 'web', 'preview', from_, login], [
-                    'SUCCESS preview of restore: nothing was changed']),
+                    'restore of web .*', 'SUCCESS preview of restore: nothing was changed']),
                 (2, ['restore', 'gone', from_, login], ['ERROR .*']),
-                (0, ['test-restore', 'web', from_, login], [SUM % (1, 0, 0), end % 'test-restore']),
-                (0, ['restore', 'web', 'name=w2', from_, login], [restored % 'VM']),
+                (0, ['test-restore', 'web', from_, login], [
+                    'restore of web .*', SUM % (1, 0, 0), end % 'test-restore']),
+                (0, ['restore', 'web', 'name=w2', from_, login], [
+                    'restore of web .*', restored % 'VM']),
                 (0, ['restore', 'db', 'name=d2', from_, login], [
-                    restored % 'disk', 'next: attach it .*', '  .*vbd-create.*'])):
+                    'restore of db .*', restored % 'disk', 'next: attach it .*',
+                    '  .*vbd-create.*'])):
             with self.subTest(words):
                 self.printed(expected, status, *words)
         path = self.newest('web', 'web.xva')
