@@ -404,7 +404,6 @@ def is_packed(name: str) -> bool:
 
 MOST_NAMES = 10            # of VMs or such in one text
 SHOW_EVERY = 1             # seconds after which a terminal shows anew what goes on
-QUIET = 3                  # seconds after which it shows of a line that it does
 LONGEST_RECORD = 2**20     # bytes of a manifest or a snapshot's record
 MOST_VALUES = 2**15        # in one
 LONGEST_NUMBER = 20        # characters of a number in one
@@ -569,23 +568,21 @@ def quoted(argv: Texts) -> str:
 
 class Console:
     """The log on standard output, line by line; keeps this run's lines for the mail. On a terminal,
-    and nowhere else, what each thread does stands below it, drawn anew each second."""
+    and nowhere else, a line below it shows how far each thread is."""
     current = None             # type: Console     # that of this process
-    terminal = False           # whether it is one, below whose lines is drawn
+    terminal = False           # whether it is one that is to show how far all is
     quiet = False              # of the log only what is wrong, and how all ended
-    drawn = 0                  # lines of what goes on that stand on the terminal
     lost = 0                   # why, if what was printed is: a pipe is closed, a disk is full
 
     def __init__(self, output: Any, errors: Any = None) -> None:
         self.output = self.stream = output     # unbuffered; None if it is closed
         self.errors = errors   # the same
         self.document = {}     # type: Record  # what --json prints in the end
-        # What each thread does, after how many seconds that is shown, and for how long it does it.
-        self.passing = {}      # type: Dict[int, Tuple[str, int, Callable]]
+        self.passing = {}      # type: Dict[int, str]      # how far each thread is
+        self.shown = ''        # what of that stands below the log
         self.lines = deque(maxlen=20000)    # type: deque
         self.lock = RLock()
         self.thread = threading.local()        # `begin` of its lines; `turn`: of what it shows
-        self.thread.turn = ''                  # only of those that do the work
 
     def log(self, *lines: str, loud: bool = False) -> None:
         """Print lines with 3.25's time stamp, loud ones also where it is to be quiet. A closed or
@@ -594,10 +591,10 @@ class Console:
         for text in lines:
             self.sort(text)
             line = printable(begin + text)
-            self.show(line, QUIET)
             with self.lock:
                 line = f'{now():%Y-%m-%d-(%H:%M:%S)} - {line}'
                 self.lines.append(line)
+                self.passing.pop(get_ident(), '')
                 if loud or not self.quiet or LOUD.match(text):
                     self.draw(line + '\n')
 
@@ -619,47 +616,30 @@ class Console:
         for level, text in LEVEL.findall(line) if self.document else ():
             self.document[level.lower() + 's'].append(text)
 
-    def show(self, text: str, after: int = 0) -> None:
-        """Tell what this thread does until its next line, or with '' nothing more."""
-        if hasattr(self.thread, 'turn'):
-            line = text and self.thread.turn + text
-            self.passing[get_ident()] = (line, after, stopwatch())
-
-    def begin(self, text: str) -> None:
-        """Draw from now on, on a terminal; a text stands for what has no line yet."""
-        self.terminal = self.stream and self.stream.isatty() and not self.quiet
-        self.show(text, QUIET)
-        if self.terminal:
-            Thread(target=self.tick, daemon=True).start()
-
-    def tick(self) -> None:
-        """Draw each second, until the end."""
-        while self.terminal:
-            sleep(SHOW_EVERY)
-            self.draw('')
+    def show(self, text: str) -> None:
+        """Show how far this thread is, until its next line; on a terminal."""
+        with self.lock:
+            if self.terminal:
+                self.passing[get_ident()] = printable(getattr(self.thread, 'turn', '') + text)
+                self.draw('')
 
     def end(self, *lines: str) -> None:
         """Leave nothing below the log, of which these are the last lines."""
-        self.terminal = False
-        self.draw('')
+        with self.lock:
+            self.terminal = False
+            self.passing.clear()
+            self.draw('')
         self.log(*lines)
 
     def draw(self, text: str) -> None:
-        """Print text, and below it as much as fits of what the threads do."""
-        shown = []             # type: List[str]
-        with self.lock:
-            if self.terminal:
-                import shutil
-                width, height = shutil.get_terminal_size()
-                width, height = width or 80, height or 24      # which are 0 on a serial console
-                for line, after, doing in list(self.passing.values()):
-                    seconds = int(doing())
-                    if line and seconds >= after:
-                        since = f'{timedelta(seconds=seconds)} - ' if seconds >= QUIET else ''
-                        shown.append(cut(printable(since + line), width - 1) + '\n')
-                del shown[height - 1:]
-            self.put(self.stream, '\r\x1b[A\x1b[K' * self.drawn + text + ''.join(shown))
-            self.drawn = len(shown)
+        """Print text, and below it how far the threads are, each in its part of one line."""
+        clear, self.shown = '\r\x1b[K' if self.shown else '', ''
+        if self.passing:
+            import shutil
+            width = shutil.get_terminal_size().columns or 80       # 0 on a serial console
+            width = width // len(self.passing) - 1
+            self.shown = ' '.join(cut(each, width) for each in self.passing.values())
+        self.put(self.stream, clear + text + self.shown)
 
     def write(self, text: str) -> None:
         """Print text as it is on standard output, whole if there is time (see Signals.watch), and
@@ -6251,7 +6231,7 @@ class Shared(Run):
         timeout = self.settings.hook_timeout * 60      # seconds
         at_once, signals.at_once = signals.at_once, False
         signals.allow(SIGNAL_GRACE + CUT_GRACE)
-        Console.current.show(f'hook {phase}', QUIET)
+        Console.current.show(f'hook {phase}')
         try:
             run_hook([self.hook, phase], environ,
                      min(timeout, SIGNAL_GRACE) if signals.received else timeout, begins,
@@ -6872,7 +6852,6 @@ class BackupRun(Shared):
                     self.attempt(backup, backup.run)
             finally:
                 Console.current.thread.begin = ''
-                Console.current.show('')
                 ended.put(backup)
 
         for backup in self.turns:
@@ -6881,7 +6860,6 @@ class BackupRun(Shared):
                 for disk in backup.exporter.disks:
                     backup.srs.add(disk.sr_uuid)
                     backup.bytes += disk.size
-        Console.current.show('')                       # but what they do
         waiting = sorted(self.turns, key=lambda backup: -backup.bytes)
         running = []           # type: List[VmBackup]
         while True:
@@ -8675,11 +8653,12 @@ def heed(line: CommandLine, console: Console) -> None:
     """Have the console print as a command line asks for, whatever is wrong with it."""
     command = 'preview' if line.options.get('preview') else line.command
     wanted = line.options.get('json') or line.options.get('format') == 'json'
-    if command == 'config':                            # which goes into a file
+    if command in ('config', 'status'):                # a file; one line for a plug-in
         console.stream = console.errors
-    elif wanted and command in DOCUMENTS:
+    if wanted and command in DOCUMENTS:
         console.take_aside(command)
     console.quiet = line.options.get('quiet') == 'yes'
+    console.terminal = console.stream and console.stream.isatty() and not console.quiet
 
 
 def perform(words: Texts, program: str, console: Console) -> int:
@@ -8698,7 +8677,6 @@ def perform(words: Texts, program: str, console: Console) -> int:
         heed(line, console)
         for error in line.wrong:
             raise error
-        console.begin(line.command)
         status = RUNS[line.command](line)
         signals.ended = True
     except (Interrupted, Exception) as error:
@@ -8709,13 +8687,11 @@ def perform(words: Texts, program: str, console: Console) -> int:
         status = 128 + error.signum if isinstance(error, Interrupted) else ERROR.status
         if line.command == 'status':
             status = STATES.index('UNKNOWN')
-            if not console.tell(state='UNKNOWN'):      # it prints one line
-                Console.current = Console(None)
         reason = sub(r'^\**ERROR\W*', '', explain(error))
-        if Console.current is console:
-            tell_end('ERROR ' + reason, console)
-        else:
+        if line.command == 'status' and not console.tell(state='UNKNOWN'):
             console.write(plugin_line('UNKNOWN', reason))
+        else:
+            tell_end('ERROR ' + reason, console)
     if console.tell(error=reason, exit_status=status):
         console.write_document()
     if console.lost not in (0, EPIPE) and (console.document or line.command in ('config', 'list')):
