@@ -680,6 +680,8 @@ def log(*lines: str, loud: bool = False) -> None:
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
 NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # no other of Python's
+# Words of other programs, and what they are here.
+FAMILIAR = {'dry_run': 'preview', 'check': 'check-config'}
 
 
 class Rule(NamedTuple):
@@ -690,10 +692,9 @@ class Rule(NamedTuple):
     kind: str                  # what it is compared with: name, tag or uuid
     word: str                  # the tag or uuid, else the pattern of names
     keep: Optional[int] = None     # the N: how many backups to keep
-    said: str = ''             # how a person wrote it, where that was not as below
 
     def __str__(self) -> str:
-        return self.said or f'{self.method}={self.text}'
+        return f'{self.method}={self.text}'
 
 
 Rules = Sequence[Rule]
@@ -728,14 +729,15 @@ def unquoted(text: str, marks: str = '#') -> Pair:
 def nearest(word: str, known: Iterable[str], remark: str = ', perhaps {}') -> str:
     """Return a remark on what a mistyped word may stand for, '' where nothing is like enough."""
     import difflib
-    found = difflib.get_close_matches(word.lower().lstrip('-'), known, 1, 0.75)
+    word = word.lower().lstrip('-')
+    found = difflib.get_close_matches(FAMILIAR.get(word, word), known, 1, 0.75)
     return remark.format(*found) if found else ''
 
 
 class CommandLine(NamedTuple):
     """The parts of a command line."""
     command: str = ''
-    password: str = ''         # as 3.25's first word: it, the name of its file, or local
+    password: str = ''         # 3.25's first word, it or the name of its file; '' for local
     words: Texts = ()          # what it is about: a config file, a directory, a VM
     options: Options = {}
     keys: Strings = {}         # of the config file, in whose place they stand
@@ -797,11 +799,11 @@ def addresses(text: str) -> Texts:
 
 
 class Key(NamedTuple):
-    """A key of the config file."""
+    """A key of the config file, or an option of a command."""
     name: str
     default: str
     allowed: str               # '1 to 64': numbers; 'yes, no': words in any case; '': any text
-    meaning: str
+    meaning: str = ''
 
     def hint(self) -> str:
         """Return what is allowed, as the end of an error."""
@@ -908,7 +910,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
     report = values['report_file']
-    rules += [selector(text)._replace(method='vm', said=f'vm={text}') for text in line.only]
+    rules += [selector(text)._replace(method='vm', text=text) for text in line.only]
     password_file = line.options.get('password_file') or line.password
     files = {'the config': path, 'the password file': native(password_file),
              'status_log': values['status_log'], 'hook': values['hook'],
@@ -1073,11 +1075,11 @@ def read_password_file(path: str, warn: Callable) -> str:
 
 
 def password_of(line: CommandLine) -> Optional[str]:
-    """Return the password that a command line stands for, None for `local`. Raise ConfigError."""
+    """Return the password that a command line stands for, None for none. Raise ConfigError."""
     file, word = line.options.get('password_file', ''), line.password
     if line.options.get('password_stdin'):
         return password_typed()
-    if not file and word == 'local':
+    if not (file or word):
         return None
     path = native(file or word)
     if file or isfile(path) or '/' in word and exists(path):
@@ -1271,7 +1273,7 @@ class Plan:
         for letter in sorted(set(findall(f'[^\\S ]|{HIDDEN.pattern}', text))):
             text = text.replace(letter, ' ' if letter.isspace() else '')
             odd.append('the ' + unicodedata.name(letter, 'control character').lower())
-        for parts in () if rule.said else ([text], text.split(',', 100)):
+        for parts in () if rule.method == 'vm' else ([text], text.split(',', 100)):
             lines = []         # type: List[Rule]
             more = odd[:]
             with suppress(ValueError):
@@ -2868,10 +2870,7 @@ def write_json(path: str, value: Any) -> None:
 
 def run_create_password_file(line: CommandLine) -> int:
     """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
-    path = line.path
-    password = password_typed() if line.options['password_stdin'] else line.password
-    if not password:
-        raise ConfigError(f'an empty password: create-password-file={path}')
+    path, password = line.path, line.password or password_typed()
     if exists(path) and not isfile(path):
         raise ConfigError(f'not a file: password file {path}')
     try:
@@ -8151,7 +8150,6 @@ list <config-file|backup_dir>
 
 {only}
 {json}
-    format=table|json      the same (default: table)
 {config}
 
   VmBackup.py list /root/night.cfg
@@ -8276,8 +8274,6 @@ create-password-file <file>
   The password is asked for on a terminal, or read from standard input. The file
   has it in base64: obscured, not encrypted.
 
-    password-stdin         read it from standard input, as always
-
   VmBackup.py create-password-file /root/VmBackup.pass
   VmBackup.py backup /root/night.cfg password-file=/root/VmBackup.pass
 
@@ -8377,15 +8373,9 @@ VmBackup.py /root/VmBackup.pass monthly.cfg preview
 SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to/backupspace',
               'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
 FORMER_COMMANDS = ('restore', 'test-restore', 'create-password-file')    # of 5.0: PASSWORD NAME=...
-SWITCH = 'yes|no|true|false'     # what a flag may have behind a =
-IMPLIED = {'create-password-file': {'password_stdin': 'yes'}, 'preview': {'preview': 'yes'}}
+SWITCH = 'yes, no, true, false'  # what a flag may have behind a =
 DOCUMENTS = ('list', 'status', 'verify', 'preview')    # commands that can print JSON
 KEY = {key.name: key for key in KEYS}
-FAMILIAR = {               # words of other programs, and what they are here
-    'dry_run': 'preview', 'n': 'preview', 'q': 'quiet', 'j': 'json', 'keep': 'keep_last',
-    'to': 'name', 'config': 'from', 'check': 'check-config', 'init': 'config', 'run': 'backup',
-    'delete': 'prune', 'remove': 'prune', 'snapshots': 'list'}
-OF_KEY = '<as there>'            # what a key may have: the same as in a config file
 
 
 class Command(NamedTuple):
@@ -8393,7 +8383,7 @@ class Command(NamedTuple):
     name: str
     words: str                 # that it takes
     help: str                  # of several lines, the first of which is what it does
-    options: Strings           # by their names: this|that, <any>, OF_KEY, or SWITCH for a flag
+    options: Dict[str, Key]    # its own, and those of the config file
 
     def usage(self) -> str:
         """Return its words and options in one line."""
@@ -8403,50 +8393,20 @@ class Command(NamedTuple):
         """Return what is wrong, and where help is."""
         return UsageError(f'{text} ({remark}see VmBackup.py help {self.name})')
 
-    def meant(self, name: str) -> str:
-        """Return a remark on which option a name, with underscores, may stand for, or ''."""
-        return nearest(name, [option + '=' * (allowed != SWITCH)
-                              for option, allowed in self.options.items()])
-
-    def unknown(self, word: str) -> UsageError:
-        """Return the error on a word that is no option. Its value may be a password."""
-        name, equals, _ = word.partition('=')
-        plain = name.lstrip('-').replace('-', '_')
-        familiar = FAMILIAR.get(plain)
-        near = f', perhaps {familiar}' if familiar in self.options else self.meant(plain)
-        if equals or near or name.startswith('-'):
-            shown = name[:2] if match('-[^-]', name) else name
-            return self.error(f'unknown option: {shown}{equals}{near}')
-        remark = 'choose VMs with vm=; ' if 'vm' in self.options else ''
-        return self.error(f'one word too many behind {self.name} {self.words}', remark)
-
     def value(self, name: str, text: str) -> str:
         """Return the value of an option, or of a key of the config file. Raise UsageError."""
-        allowed, hint = self.options[name], ''
+        key = self.options[name]
+        is_flag = key.allowed == SWITCH
         try:
-            if allowed == OF_KEY:
-                hint = KEY[name].hint()
-                KEY[name].parse(text)
-            elif text.lower() in allowed.split('|'):
-                text = text.lower()
-            elif not text or not allowed.startswith('<'):
-                raise ValueError(f'allowed: {name}={allowed}')
-        except ValueError as error:
-            shown = '' if allowed == SWITCH else text
-            raise self.error(f'invalid value: {name}={shown}', f'{error}{hint}; ')
-        if allowed == SWITCH:
-            return 'yes' if text in ('yes', 'true') else ''
-        return text
-
-    def miscounted(self, words: Texts, may_be_several: bool) -> List[UsageError]:
-        """Return what is wrong with the number of words that it is about."""
-        wrong = []             # type: List[UsageError]
-        if not (may_be_several and self.words.endswith('...')):
-            wrong += map(self.unknown, words[self.words.count('<'):])
-        if not all(words) or self.words.startswith('<') and not words:
-            wrong.append(UsageError(f'usage: VmBackup.py {self.usage()} (a word is missing or '
-                                    'empty)'))
-        return wrong
+            value = key.parse(text)
+            if not text and name not in KEY:
+                raise ValueError('is empty')
+        except ValueError as error:                    # a flag's may be a password
+            raise self.error(f'invalid value: {name}={"" if is_flag else text}',
+                             f'{error}{key.hint()}; ')
+        if is_flag:
+            return 'yes' if value in ('yes', 'true') else ''
+        return text if key is KEY.get(name) else value
 
 
 def read_commands() -> Dict[str, Command]:
@@ -8456,10 +8416,14 @@ def read_commands() -> Dict[str, Command]:
         head, _, rest = part.partition('\n')
         name, _, words = head.partition(' ')
         rest = rest.format(**OPTIONS_HELP).format(backup_dir=KEY['backup_dir'].default)
-        options = {option.replace('-', '_'): allowed or SWITCH for option, allowed in findall(
-            r'^ {4}([a-z][a-z_-]*|KEY)(?:=(\S+))?(?: |$)', rest, MULTILINE)}
-        if options.pop('KEY', ''):
-            options = {**dict.fromkeys(KEY, OF_KEY), **options}
+        options = {}           # type: Dict[str, Key]
+        for option, allowed in findall(r'^ {4}([a-z][a-z_-]*|KEY)(?:=(\S+))?(?: |$)', rest,
+                                       MULTILINE):
+            option = option.replace('-', '_')
+            allowed = allowed.replace('|', ', ') or SWITCH
+            options[option] = Key(option, '', '' if allowed.startswith('<') else allowed)
+        if options.pop('KEY', None):
+            options = {**KEY, **options}
         commands[name] = Command(name, words, sub('^ {2}', '', rest, flags=MULTILINE), options)
     return commands
 
@@ -8475,6 +8439,8 @@ def help_text(topic: str) -> str:
         return MAIN_HELP.format(version=VERSION, commands=commands)
     if topic == 'example':
         return EXAMPLES
+    if topic == 'version':
+        return f'VmBackup.py {VERSION}\n'
     command = COMMANDS[topic]
     text = f'Usage: VmBackup.py {command.usage()}\n\n{command.help}\n'
     if 'Exit status' not in text:
@@ -8519,7 +8485,7 @@ def run_config(line: CommandLine) -> int:
 def run_help(line: CommandLine) -> int:
     """The commands `help` and `example`; return the exit status. Raise UsageError."""
     topic = line.word or line.command
-    if topic not in COMMANDS:
+    if topic not in (*COMMANDS, 'version'):
         raise UsageError(f'no command: {topic}{nearest(topic, COMMANDS)} (see VmBackup.py help)')
     Console.current.write(help_text(topic))
     return SUCCESS.status
@@ -8541,12 +8507,11 @@ def misplaced(word: str, line: Texts) -> UsageError:
     first, *rest = line
     rest.remove(word)
     meant = [word, *map(shell_word, rest)]
-    file = shell_word(first) if first not in COMMANDS and names_file(first) else ''
     if not parse_command(command, [word, *rest]).words:
-        meant.insert(1, file or command.words)
+        meant.insert(1, shell_word(first) if names_file(first) else command.words)
     elif first not in ('local', *COMMANDS) and 'password_file' in command.options:
-        meant.append('password-file=' + (file or 'FILE'))
-    if command.options.get(first) == SWITCH:           # preview
+        meant.append('password-file=FILE')
+    if first == 'preview' and first in command.options:
         meant.append(first)
     return UsageError(f'{word} is a command and comes first: VmBackup.py {" ".join(meant)} (a VM '
                       f'that is called so is vm-export={word}, a file ./{word})')
@@ -8556,20 +8521,21 @@ def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
     """Return what the words behind a command, and behind what it is about, say, with all that is
     wrong in them."""
     rest, words = list(line[1 + len(about):]), list(about)
-    options = {name: '' for name, allowed in command.options.items() if allowed != OF_KEY}
+    options = {name: '' for name, key in command.options.items() if key is not KEY.get(name)}
     keys, only, wrong = {}, [], []     # type: Strings, List[str], List[UsageError]
+    known = [name + '=' * (key.allowed != SWITCH) for name, key in command.options.items()]
     while rest:
         word = rest.pop(0)
-        dashes, name, equals, value = match(r'(-*)([^=]*)(=?)(.*)', word, DOTALL).groups()
-        name = name.lower().replace('-', '_')
-        allowed = command.options.get(name)
+        dashes, typed, equals, value = match(r'(-*)([^=]*)(=?)(.*)', word, DOTALL).groups()
+        name = typed.lower().replace('-', '_')
+        key, near = command.options.get(name), nearest(name, known)
         try:
             if word == '--':
                 words += rest
                 break
-            if allowed == SWITCH and not equals:
+            if key and key.allowed == SWITCH and not equals:
                 options[name] = 'yes'
-            elif allowed and (equals or dashes):
+            elif key and (equals or dashes):
                 if not equals and (not rest or rest[0].startswith('--')):
                     raise command.error(f'{word} needs a value')
                 value = command.value(name, value if equals else rest.pop(0))
@@ -8578,16 +8544,20 @@ def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
                     only.append(value)
             elif word in COMMANDS and command.name != 'help' and not wrong:
                 raise misplaced(word, line)
-            elif dashes and name or words and command.meant(name):
-                raise command.unknown(word)
-            elif equals and name.isidentifier() and name not in ('vm_export', 'vdi_export'):
-                raise command.unknown(word)
+            elif (dashes and name or words and near or equals and name.isidentifier() and
+                  name not in ('vm_export', 'vdi_export')):
+                shown = typed[:1] if dashes == '-' else typed      # what follows may be a password
+                raise command.error(f'unknown option: {dashes}{shown}{equals}{near}')
             elif not wrong:                            # else only options count
                 words.append(word)
         except UsageError as error:
             wrong.append(error)
-    wrong += command.miscounted(words, not about)
-    return CommandLine(command.name, 'local', tuple(words), options, keys, tuple(only),
+    if len(words) > command.words.count('<') and (about or not command.words.endswith('...')):
+        wrong.append(command.error(f'one word too many behind {command.name} {command.words}'))
+    if not all(words) or command.words.startswith('<') and not words:
+        wrong.append(UsageError(f'usage: VmBackup.py {command.usage()} (a word is missing or '
+                                'empty)'))
+    return CommandLine(command.name, '', tuple(words), options, keys, tuple(only),
                        'run it in dom0, or give password-file=FILE', wrong)
 
 
@@ -8597,24 +8567,21 @@ def parse_words(words: Texts) -> CommandLine:
     name, equals, value = second.partition('=')
     if not equals or name.lower() not in FORMER_COMMANDS:
         name, value = 'backup', second
-    needs_no_pool = name.lower() == 'create-password-file'
-    if first in COMMANDS and not needs_no_pool:
+    if first in COMMANDS and name.lower() != 'create-password-file':
         line = parse_command(COMMANDS[first], words)
-        line.options.update(IMPLIED.get(first, ()))
+        line.options.update({'preview': 'yes'} if first == 'preview' else {})
         return line
     line = parse_command(COMMANDS[name.lower()], words, value)
     if second in COMMANDS:
         line.wrong.insert(0, misplaced(second, words))
-    elif not first and not needs_no_pool:
+    elif not first:
         line.wrong.insert(0, UsageError('the first word, a password, a file with it, or local, is '
                                         'empty'))
-    doubt = line.doubt
-    if first != 'local':
-        doubt = nearest(FAMILIAR.get(first, first), COMMANDS, 'did you mean `{}`?')
-        if first.startswith('-') and not doubt:
-            doubt = 'options come behind a command'
-        elif search(r'/|\.\w+\Z', first):
-            doubt = 'if a password file was meant: there is no such file'
+    if first == 'local':
+        return line
+    doubt = nearest(first, COMMANDS, 'did you mean `{}`?')
+    if search(r'/|\.\w+\Z', first):
+        doubt = 'if a password file was meant: there is no such file'
     return line._replace(password=first, doubt=doubt)
 
 
@@ -8623,15 +8590,13 @@ def plain_words(words: Texts) -> Texts:
     alone = ''.join(words).lower().lstrip('-')
     if len(words) == 1 and alone in ('h', 'help', 'example', 'config'):
         return ['help' if alone == 'h' else alone]
-    if words[1:] and words[1].lower().startswith('create-password-file='):     # of any password
-        return words
     before = words[:[*words, '--'].index('--')]
     commands = [word for word in before if word in COMMANDS][:1]
     asked = {'-h', '--help'}.intersection(before)
     if asked and (commands or words[0] not in asked):
         return ['help', *commands]
-    if words[:1] == ['--version']:
-        return ['version']
+    if words[:1] in (['--version'], ['version']):
+        return ['help', 'version']
     if commands and words[0].startswith('--'):
         name = words[0][2:].partition('=')[0].lower().replace('-', '_')
         if name in COMMANDS[commands[0]].options:      # it stands before its command
@@ -8652,10 +8617,9 @@ def tell_end(reason: str, console: Console) -> None:
 def heed(line: CommandLine, console: Console) -> None:
     """Have the console print as a command line asks for, whatever is wrong with it."""
     command = 'preview' if line.options.get('preview') else line.command
-    wanted = line.options.get('json') or line.options.get('format') == 'json'
     if command in ('config', 'status'):                # a file; one line for a plug-in
         console.stream = console.errors
-    if wanted and command in DOCUMENTS:
+    if line.options.get('json') and command in DOCUMENTS:
         console.take_aside(command)
     console.quiet = line.options.get('quiet') == 'yes'
     console.terminal = console.stream and console.stream.isatty() and not console.quiet
@@ -8667,9 +8631,6 @@ def perform(words: Texts, program: str, console: Console) -> int:
     line, reason, signals.ended = CommandLine(), '', False
     try:
         words = plain_words(words)
-        if words == ['version']:
-            console.write(f'VmBackup.py {VERSION}\n')
-            return SUCCESS.status
         if len(words) < 2 and ''.join(words) not in COMMANDS:
             console.write(USAGE.format(program=program))
             return ERROR.status
