@@ -4169,12 +4169,9 @@ def damaged_if_malformed() -> Context:
     import xmlrpc.client
     try:
         yield
-    except KeyError as error:
-        raise Damaged(f'{error} is missing')
-    except (ValueError, ExpatError) as error:
-        raise Damaged(str(error))
-    except (TypeError, AttributeError, LookupError, xmlrpc.client.Error):
-        raise Damaged('it does not describe a VM as xapi does')
+    except (ValueError, TypeError, AttributeError, LookupError, ExpatError,
+            xmlrpc.client.Error) as error:
+        raise Damaged(f'it does not describe a VM as xapi does: {error}')
 
 
 def parse_xml(pieces: Pieces, root: str, unpacker: Any = None) -> None:
@@ -4225,24 +4222,16 @@ def xmlrpc_value(ova: bytes) -> Record:
     return unpacker.close()[0]
 
 
-def ova_objects(ova: bytes) -> Tuple[Record, Dict[str, Records]]:
-    """Return an ova.xml's version, and its records by class and id (in damaged_if_malformed)."""
+def ova_objects(ova: bytes) -> Dict[str, Records]:
+    """Return an ova.xml's records by class and id, within damaged_if_malformed."""
     document = xmlrpc_value(ova)
-    version = document['version']
-    if version['export_vsn'] != '2':
-        raise ValueError(f'unknown version of the format: {version["export_vsn"]}')
+    version = document['version']['export_vsn']
+    if version != '2':
+        raise ValueError(f'unknown version of the format: {version}')
     objects = defaultdict(dict)            # type: Dict[str, Records]
     for each in document['objects']:
         objects[each['class']][each['id']] = each['snapshot']
-    return version, objects
-
-
-def number_of(record: Record, field: str) -> int:
-    """Return a number in a record. Raise KeyError, ValueError."""
-    number = as_size(record[field])
-    if number is None:
-        raise ValueError(f'{field} is no number: {str(record[field])[:40]}')
-    return number
+    return objects
 
 
 class ArchivedDisk(NamedTuple):
@@ -4257,18 +4246,15 @@ class ArchivedVm(NamedTuple):
     """The VM of an archive, as its ova.xml describes it."""
     name: str
     uuid: str
-    version: Tuple[int, int]   # of the xapi that wrote it: major, minor
     disks: List[ArchivedDisk]  # in the order of the archive
     vifs: Sequence[Texts]      # device, name and bridge of the network
     seed: str                  # of which MAC addresses are made
-    macs: Texts
-    firmware: str              # and what comes with it, in words
 
 
 def archived_vm(ova: bytes) -> ArchivedVm:
     """Return the VM of an ova.xml, the only one, with what its archive has to hold."""
     with damaged_if_malformed():
-        version, objects = ova_objects(ova)
+        objects = ova_objects(ova)
         if len(objects['VM']) != 1:
             raise ValueError(f'{len(objects["VM"])} VMs in it, where one was expected')
         vm, = objects['VM'].values()
@@ -4283,26 +4269,20 @@ def archived_vm(ova: bytes) -> ArchivedVm:
             vdi = objects['VDI'][ref]
             if objects['SR'][vdi['SR']]['content_type'] != 'iso':
                 label += f' ({printable(vdi["name_label"])}, {ref})'
-                disks.append(ArchivedDisk(str(ref), number_of(vdi, 'virtual_size'), label, device))
+                size = as_size(vdi['virtual_size'])
+                if size is None:
+                    raise ValueError('virtual_size is no number: ' + vdi['virtual_size'][:40])
+                disks.append(ArchivedDisk(str(ref), size, label, device))
         for vif in objects['VIF'].values():
             network = objects['network'][vif['network']]
             vifs.append((vif['device'], network['name_label'], network['bridge']))
-        firmware = str(vm['HVM_boot_params'].get('firmware', 'bios'))
-        if vm.get('NVRAM'):
-            firmware += ', with its variables (NVRAM)'
-        if vm.get('VTPMs') or vm['platform'].get('vtpm') == 'true':
-            firmware += ', with a TPM, whose content this pool may not restore'
-        return ArchivedVm(
-            str(vm['name_label']), str(vm['uuid']),
-            (number_of(version, 'xapi_major'), number_of(version, 'xapi_minor')), disks,
-            sorted(vifs), vm['other_config'].get('mac_seed', ''),
-            [vif['MAC'] for vif in objects['VIF'].values()], firmware)
+        return ArchivedVm(str(vm['name_label']), str(vm['uuid']), disks, sorted(vifs),
+                          vm['other_config'].get('mac_seed', ''))
 
 
 class Reader:
     """Reads an open file, an image or a document, decompressed if it begins so and not `plain`."""
     where = ''                 # what is read now
-    tail = b''                 # the content that was read last
     at = 0                     # bytes so far
     place = 0                  # bytes of the file as it is, when `position` has last looked
 
@@ -4325,17 +4305,11 @@ class Reader:
                 got = self.stream.readinto(view[done:])
                 done += got
                 self.at += got
-            if not got and self.compression.name == 'gzip':
-                # One of a single member ends with its length (RFC 1952); gzip skips zeros after it.
-                end = self.last(8)
-                if end[4:] != struct.pack('<I', self.at & 0xffffffff) or not any(end):
-                    raise Damaged('something follows the end of the gzip file')
         except (Damaged, OSError) as error:
             if getattr(error, 'errno', EIO) != EIO:
                 raise
             where = self.where and self.where + ': '
             raise Damaged(f'{where}{reason_of(error)} at byte {self.at} of its content')
-        self.tail = (self.tail + view[:done][-4096:].tobytes())[-4096:]
         return done
 
     def fill(self, view: memoryview) -> memoryview:
@@ -4349,19 +4323,16 @@ class Reader:
         for got in iter(lambda: self.more(self.view), 0):
             yield self.view[:got]
 
-    def last(self, size: int) -> bytes:
-        """Return the last bytes of the file as it is."""
-        return pread(self.handle, size, max(0, fstat(self.handle).st_size - size))
-
     def failed_export(self) -> str:
         """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
+        found = None
         with suppress(OSError):
-            for end in self.last(4096), self.tail:
-                found = search(rb'HTTP/1\.\d 500(?:.*</h1>)?(.*)', end, DOTALL)
-                if found:
-                    words = sub(b'<[^>]*>', b' ', found.group(1))
-                    return ': the export failed: ' + ' '.join(decoded(words).split())
-        return ''
+            end = pread(self.handle, 4096, max(0, fstat(self.handle).st_size - 4096))
+            found = search(rb'HTTP/1\.\d 500(?:.*</h1>)?(.*)', end, DOTALL)
+        if not found:
+            return ''
+        words = sub(b'<[^>]*>', b' ', found.group(1))
+        return ': the export failed: ' + ' '.join(decoded(words).split())
 
     def position(self) -> int:
         """Return how far it was read, and let the system forget that; lseek(2) waits for reads."""
@@ -4605,17 +4576,6 @@ def form_of(name: str) -> str:
     return form if form in FORMS else ''
 
 
-def form_of_file(path: str) -> str:
-    """Return form_of its name or, where that tells nothing, of its first bytes. Raise OSError."""
-    form = form_of(path)
-    if form:
-        return form
-    begin = load(path, 8)
-    if begin == b'ova.xml\0' or compression_in(begin).magic:
-        return '.xva'
-    return '.vhd' if begin == b'conectix' else ''
-
-
 def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
     """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
     ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
@@ -4764,29 +4724,12 @@ def cfg(keys: str, record: Record, **further: Any) -> str:
     return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys.split())
 
 
-def indented(text: bytes) -> str:
-    """Return XML with a line for each element, what is HIDDEN in it as references to characters."""
-    from xml.etree import ElementTree
-
-    def indent(element: Any, margin: str) -> None:
-        inner = margin + '  '
-        for child in element:
-            element.text = child.tail = inner
-            indent(child, inner)
-        if len(element):
-            child.tail = margin
-
-    root = ElementTree.fromstring(text)
-    indent(root, '\n')
-    return '<?xml version="1.0"?>\n' + sub(
-        f'(?!\n){HIDDEN.pattern}', lambda found: f'&#{ord(found.group())};',
-        ElementTree.tostring(root, encoding='unicode')) + '\n'
-
-
 def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
-    """Write vm-metadata.xml. Ask again for it where xapi went away or, before 25.20, somebody takes
-    a snapshot of the VM (recorded from 25.6.0). Raise CommandFailed if it does not come whole. An
-    empty filename= stands for standard output (xapi: xe-cli/newcli.ml)."""
+    """Write vm-metadata.xml: a line for each element, what is HIDDEN as references to characters.
+    Ask again for it where xapi went away or, before 25.20, somebody takes a snapshot of the VM
+    (recorded from 25.6.0). Raise CommandFailed if it does not come whole. An empty filename= stands
+    for standard output (xapi: xe-cli/newcli.ml)."""
+    from xml.dom import minidom
     for wait in SNAPSHOT_PAUSES + (0,):
         try:
             archive = xe.issue('vm-export', {'metadata': 'true', 'uuid': vm.uuid, 'filename': ''},
@@ -4801,9 +4744,11 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
     if not header:
         raise CommandFailed('the metadata export holds no ova.xml')
     try:
-        backup.write(indented(archive[BLOCK:BLOCK + int(header.group(1), 8)]), METADATA)
-    except SyntaxError as error:                       # ElementTree's error is one
+        document = minidom.parseString(archive[BLOCK:BLOCK + int(header.group(1), 8)])
+    except ExpatError as error:
         raise CommandFailed(f'the metadata export is no XML: {error}')
+    backup.write(sub(f'(?!\n){HIDDEN.pattern}', lambda found: f'&#{ord(found.group())};',
+                     document.toprettyxml('  ')), METADATA)
 
 
 def write_configuration(backup: NewBackup, vm: Vm, pool: Pool) -> None:
@@ -4894,7 +4839,7 @@ class Verifier:
         readers = []           # type: List[Reader]    # once it is open
 
         def read() -> Proof:   # in a thread of its own, as its storage may hang
-            form = form_of_file(path)
+            form = form_of(path)
             sync(path)
             with opened(path, form) as reader:
                 readers.append(reader)
@@ -4959,7 +4904,7 @@ class Verifier:
         try:
             digest = self.prove_in(backup, METADATA).digest
             with damaged_if_malformed():
-                _, objects = ova_objects(load(backup.file(METADATA), LARGEST_METADATA))
+                objects = ova_objects(load(backup.file(METADATA), LARGEST_METADATA))
                 uuids = [str(vm['uuid']) for vm in objects['VM'].values()]
             if backup.manifest.uuid not in ['', *uuids]:
                 raise Damaged('it is of another VM: ' + ', '.join(uuids))
@@ -5537,9 +5482,9 @@ class Importer(Operator):
         with self.store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
             settled = f'the next backup or restore with backup_dir {self.store.root} settles that'
             if not record.path:
-                settled = (f'look for it: xe vm-list other-config:{MARK}={record.mark}, or a disk '
-                           f'called {marked_name(record.mark)}')
-                log(f'***NOTE - cannot write in {self.store.root}: if this is killed, {settled}')
+                settled = f'look there for {marked_name(record.mark)}'
+                log(f'***NOTE - cannot write in {self.store.root}: if this is killed, what it made '
+                    f'is left in the pool ({settled})')
             try:
                 yield record
                 if keep:
@@ -5638,9 +5583,7 @@ class Importer(Operator):
         except CommandFailed as error:
             text = f'{error}{ADVICE.get(error.code, "")}'
             if error.code == FULL:
-                with suppress(PoolError, ValueError):  # it is told as it is by now
-                    sr, = self.pool.where('SR', 'uuid', [target.sr['uuid']]).values()
-                    text = f'no space left in SR {space_of(sr, target.size)}: {text}'
+                text = f'no space left in SR, at first {space_of(target.sr, target.size)}: {text}'
             raise CommandFailed(text, error.code)
 
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
@@ -7076,7 +7019,7 @@ def run_verify(line: CommandLine) -> int:
     """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
     every = line.options['backups'] == 'all'
     be_gentle(True)
-    target = open_target(line, form_of_file)
+    target = open_target(line, form_of)
     if target.kind in ('file', 'backup') and (line.only or every):
         raise UsageError(f'vm= and backups= do not apply to a single backup: {line.word}')
     command = VerifyCommand(Verifier(target.config.settings.stall_timeout * 60), every, [])
@@ -7438,11 +7381,9 @@ class Sources:
             histories = self.store.histories() if uuid else self.called(word)
             if histories:
                 return self.of_backup(self.newest(histories, date, uuid))
-            if missing:
-                raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no '
-                                 'such backup or file (see from=, and the command list)')
-        elif missing:
-            refuse_missing(word, 'backup or file (see from=, and the command list)')
+        if missing:
+            refuse_missing(word, f'backup or file, or VM in {self.store.root} (see from=, and the '
+                                 'command list)')
         ROOTS.add(root_of(path))
         if kind == 'history':
             return self.of_backup(self.newest([self.store.history(path)], date, uuid))
@@ -7492,10 +7433,7 @@ class Sources:
     def newest(self, histories: Histories, date: str = '', uuid: str = '') -> Backup:
         """Return the newest good backup of a time that begins so, or a VM, of this host's pool if
         it has any. Raise UsageError if it may be of one VM or of another; TargetError without."""
-        digits = sub('[^0-9]', '', date)
-        if date and not digits:
-            raise UsageError(f'invalid date: date={date} (expected its beginning, such as '
-                             '2026-03-01)')
+        digits = sub('[^0-9]', '', date) or date
         newest = []
         for history in histories:
             good = []          # type: List[Backup]
@@ -7520,25 +7458,14 @@ class Sources:
         return max(newest, key=lambda backup: backup.when)
 
     def of_file(self, path: str) -> Chosen:
-        """Return a file, with what its directory tells of it."""
+        """Return an archive or image, with what its directory tells of it. Raise UsageError."""
+        form = form_of(path)
+        if form not in ('.xva', '.raw', '.vhd'):
+            raise UsageError(f'no archive or image: {path} (a config file is given as from=; for a '
+                             'dump of the pool database, see README.md)')
         if not self.given:
             self.store.set_root(root_of(path))
-        return Chosen(path, form_of_file(path), self.store.backup(dirname(path)))
-
-
-def free_name(original: str, suffix: str, name: str, taken: Texts) -> str:
-    """Return the name for a new VM, which is `name` if that is given. Raise UsageError."""
-    if name:
-        if name in taken:
-            raise UsageError(f'a VM called {name} is there (choose another name=)')
-        if name != label_part(name):
-            raise UsageError(f'a name with control characters: {name} (choose another name=)')
-        return name
-    name, number = original, 1
-    while name in taken:
-        name = original + suffix + (f'-{number}' if number > 1 else '')
-        number += 1
-    return name
+        return Chosen(path, form, self.store.backup(dirname(path)))
 
 
 class Restorer(Importer):
@@ -7567,91 +7494,76 @@ class Restorer(Importer):
             when = ' as of ' + when[:19].replace('T', ' ')
         log(f'restore of {manifest.name or "a VM"}{when}: {chosen.path}', loud=True)
         names = {vm['uuid']: vm['name_label'] for vm in vms.values()}
-        named = names.get(manifest.uuid)
         if manifest.pool not in ('', self.pool.uuid()):
             log(f'***NOTE - this backup is of another pool, {manifest.pool}', loud=True)
-        elif named not in (None, manifest.name):
-            log(f'***NOTE - this backup is of a VM that is now called {named}', loud=True)
-        elif manifest.uuid and not named and manifest.name in names.values():
+        elif manifest.uuid not in ('', *names) and manifest.name in names.values():
             log(f'***NOTE - this backup is of an earlier VM of this name, {manifest.uuid}',
                 loud=True)
         whole = chosen.form == '.xva'
         for word in ['attach'] if whole else ['preserve', 'start']:
             if self.options[word]:
-                raise UsageError('{}= is for {}, which this is not'.format(
-                    word, 'the image of a disk' if whole else 'a whole VM'))
+                raise UsageError(f'{word}= does not apply to {chosen.path}')
         if whole:
-            return self.plan_vm(chosen, name, vms)
-        return self.plan_disk(chosen, name)
+            return self.plan_vm(chosen, label_part(name), vms)
+        return self.plan_disk(chosen, label_part(name))
 
     def plan_vm(self, chosen: Chosen, name: str, vms: Records) -> Target:
-        """Plan the restore of an archive that xapi takes (importexport.ml, assert_compatible)."""
+        """Plan the restore of an archive."""
         with opened(chosen.path, chosen.form) as reader:
             found = archived_vm(reader.read_ova())
-        ours = self.pool.version()
-        if (0, 0) < ours < found.version:
-            raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
-                            'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
-                            'new)'.format(*(found.version + ours)))
         original = chosen.backup.manifest.name or sub(r'\ARESTORE_(?=.)', '', found.name)
-        name = free_name(original, chosen.suffix, name, [vm['name_label'] for vm in vms.values()])
+        taken = [vm['name_label'] for vm in vms.values()]
+        if name in taken:
+            raise UsageError(f'a VM called {name} is there (choose another name=)')
+        name, number = name or original, 1
+        while name in taken:
+            name = original + chosen.suffix + (f'-{number}' if number > 1 else '')
+            number += 1
         preserve = bool(self.options['preserve'])
         if preserve:
             self.check_addresses(found, vms)
             log('***WARNING - preserve=True: the original has the same MAC addresses (it must not '
                 'run meanwhile, in no other pool either)')
-        for vm in vms.values() if self.options['start'] else ():
-            if vm['power_state'] == 'Running' and (
-                    vm['uuid'] == chosen.backup.manifest.uuid or vm['name_label'] == original):
-                log(f'***WARNING - start=True: the original runs, {labelled(vm)}: two machines of '
-                    'one name and IP address disturb each other (shut that down first: xe '
-                    f'vm-shutdown uuid={vm["uuid"]}; or restore without start, and disconnect it)')
+        for vm in vms.values():
+            if self.options['start'] and vm['power_state'] == 'Running' and (
+                    original == vm['name_label'] or chosen.backup.manifest.uuid == vm['uuid']):
+                log(f'***WARNING - start=True: the original runs, {labelled(vm)} (shut it down '
+                    'first, or restore without start: two of one IP address disturb each other)')
         disks = {disk.device: disk.size for disk in found.disks if disk.device}
         size = sum(disks.values())
-        sr = self.sr(size, f'  new VM:   {name}' + (
-            '' if name == original else f' (original: {original})'))
+        sr = self.sr(size, f'  new VM:   {name} (original: {original})')
         for device in sorted(disks, key=lambda device: device.zfill(9)):
             log(f'  disk:     {device_name("", device)} of {human_size(disks[device])}')
         networks = self.pool.records('network').values()
-        for device, label, bridge in found.vifs:       # of that name, or else that bridge (xapi:
-            same = ([each for each in networks if each['name_label'] == label] or  # import.ml)
-                    [each for each in networks if each['bridge'] == bridge])
-            where = f'"{label}", which is not here: it will be made'
-            if same:
-                where = f'"{same[0]["name_label"]}"'
-            if len(same) > 1:                          # xapi takes any
-                where += ', one of: ' + ', '.join(map('{uuid} ({bridge})'.format_map, same))
-            log(f'  network:  VIF {device} in {where}')
-        log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'),
-            '  firmware: ' + found.firmware)
+        for device, label, bridge in found.vifs:       # of that name, or else that bridge: any of
+            same = ([each for each in networks if each['name_label'] == label] or  # them (xapi:
+                    [each for each in networks if each['bridge'] == bridge])       # import.ml)
+            log(f'  network:  VIF {device} in ' + (
+                ' or '.join(map(labelled, same)) or f'{label}, which is not here: it will be made'))
+        log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'))
         return Target(name, sr, size, disks, preserve)
 
     def check_addresses(self, found: ArchivedVm, vms: Records) -> None:
-        """Raise UsageError if MAC addresses would be there twice."""
-        users = [vif['VM'] for vif in self.pool.records('VIF').values() if vif['MAC'] in found.macs]
-        for ref, vm in vms.items():
-            if vm['uuid'] == found.uuid or not vm['is_a_snapshot'] and (
-                    ref in users or vm['other_config'].get('mac_seed') == found.seed):
+        """Raise UsageError if MAC addresses would be there twice, or a uuid: an import replaces a
+        VM that has it (xapi: import.ml)."""
+        for vm in vms.values():
+            if vm['uuid'] == found.uuid or (not vm['is_a_snapshot'] and
+                                            vm['other_config'].get('mac_seed') == found.seed):
                 raise UsageError(f'preserve=True: the VM {labelled(vm)} has the same MAC addresses '
                                  'or uuid (remove it, or restore without preserve)')
 
     def sr(self, size: int, title: str) -> Record:
         """Return the record of the SR for disks of so many bytes: that of sr=, a name or uuid, or
-        else the pool's default one. Log a title, how full it is, and if it may be too full."""
+        else the pool's default one. Log a title, and how full it is."""
         srs = {ref: sr for ref, sr in self.pool.records('SR').items()     # sm: udevSR.py, drives
                if sr['content_type'] != 'iso' and sr['type'] != 'udev'}
         word = self.options['sr'] or self.pool.own_record()['default_SR']
         found = {ref: sr for ref, sr in srs.items() if word in (ref, sr['uuid'], sr['name_label'])}
         if len(found) != 1:
-            problem = 'the pool has no default SR'
-            if self.options['sr']:
-                problem = f'{"more than one" if found else "no"} SR {word}'
-            raise UsageError(f'{problem} (choose one, sr=UUID): '
-                             + self.pool.sr_words(found or srs))
+            raise UsageError(f'no single SR is {self.options["sr"] or "the default one"} (choose '
+                             f'one, sr=UUID): {self.pool.sr_words(found or srs)}')
         sr, = found.values()
         log(title, '  SR:       ' + space_of(sr, size))
-        if 0 < int(sr['physical_size']) < size + int(sr['physical_utilisation']):
-            log('***NOTE - that is enough only if the SR is thin-provisioned')
         return sr
 
     def plan_disk(self, chosen: Chosen, name: str) -> Target:
@@ -7670,15 +7582,10 @@ class Restorer(Importer):
         if not word:
             return Target(name, sr, size)
         found = [vm for vm in self.pool.vms() if word in (vm.uuid, vm.name)]
-        if not found:
-            raise UsageError(f'no VM {word} to attach a disk to')
-        if len(found) > 1:
-            raise UsageError(f'more than one VM {word} (choose one, attach=UUID): '
-                             + abbreviate(list(map(self.pool.vm_words, found))))
+        if len(found) != 1 or found[0].record['power_state'] != 'Halted':
+            raise UsageError(f'attach={word} is not one VM that is halted (choose it by its uuid): '
+                             + (abbreviate(list(map(self.pool.vm_words, found))) or 'no VM'))
         vm, = found
-        state = vm.record['power_state']
-        if state != 'Halted':
-            raise UsageError(f'the VM {word} is {state} (shut it down first)')
         free = self.pool.call('VM.get_allowed_VBD_devices', vm.ref)
         if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
@@ -7725,7 +7632,6 @@ def run_restore(line: CommandLine) -> int:
     date, plan = line.options['date'], Plan()
     if line.word:
         chosen = sources.find(selector(line.word).text, date)
-        refuse_form(chosen)
     else:
         plan = sources.select(sources.config)
         for text in plan.errors:
@@ -7742,18 +7648,6 @@ def run_restore(line: CommandLine) -> int:
             with tolerating(failed, job.vm.ref):
                 restorer.run(sources.of_backup(sources.newest([job.vm.saved], date)))
     return verdict_of(failed, restorer.warnings).status
-
-
-def refuse_form(chosen: Chosen) -> None:
-    """Raise UsageError for what is no backup of a VM or disk; tell what to do with a dump."""
-    if chosen.form == '.dump':
-        command = quoted([Xe().program, 'pool-restore-database', f'file-name={chosen.path}'])
-        log('next, on the pool master, of the same release and hardware as then: let it be '
-            'checked, then restore it (what runs on the hosts is lost)',
-            f'  {command} dry-run=true', f'  {command}', loud=True)
-        raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
-    if chosen.form not in ('.xva', '.raw', '.vhd'):
-        raise UsageError(f'no archive or image: {chosen.path} (a config file is given as from=)')
 
 
 class TestRestore(Run):
@@ -7774,9 +7668,7 @@ class TestRestore(Run):
         """Return the VMs that a selector chooses, or the one of a path. Raise UsageError,
         OSError."""
         if match(r'\.{0,2}/', word) or '/' in word and names_file(word):
-            chosen = self.sources.find(word, '')
-            refuse_form(chosen)
-            backup = chosen.backup
+            backup = self.sources.find(word, '').backup
             name = backup.manifest.name or basename(dirname(backup.path))
             return [Job('', Vm(backup.path, backup.manifest.uuid, name, {}, backup), 1, name)]
         chosen = self.sources.select(self.config._replace(
