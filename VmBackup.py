@@ -4212,10 +4212,9 @@ def xmlrpc_value(ova: bytes) -> Record:
     """Return what an ova.xml holds, within damaged_if_malformed; numbers stay text, as in it."""
     import xmlrpc.client
     unpacker = xmlrpc.client.Unmarshaller()    # type: Any
-    known = unpacker.dispatch
-    unpacker.dispatch = {tag: known[tag] for tag in (
-        'array base64 boolean dateTime.iso8601 double name params string struct value').split()}
-    unpacker.dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), known['string']))
+    text = unpacker.dispatch['string']
+    unpacker.dispatch = {**unpacker.dispatch, **dict.fromkeys(
+        'i1 i2 i4 i8 int biginteger bigdecimal'.split(), text)}
     unpacker.xml(None, None)                           # what the parser gives it is decoded
     parse_xml(iter([ova]), 'value', unpacker)
     unpacker.end('params')                             # which is around a value elsewhere
@@ -4291,10 +4290,10 @@ class Reader:
         self.handle = handle
         self.digest = hashlib.sha256()
         self.view = memoryview(bytearray(CHUNK))
-        self.compression = compression_in(b'' if plain else pread(handle, 4, 0))
+        compression = compression_in(b'' if plain else pread(handle, 4, 0))
         self.stream = io.FileIO(handle, closefd=False)         # type: Any
-        if self.compression.programs:
-            self.stream = Filter(packing_command(self.compression, undo=True), handle)
+        if compression.programs:
+            self.stream = Filter(packing_command(compression, undo=True), handle)
 
     def more(self, view: memoryview) -> int:
         """Fill a buffer as far as the file goes; return how far. Raise Damaged, CommandFailed."""
@@ -5596,7 +5595,6 @@ class Importer(Operator):
                             'restored', path, bounded(path, size_of, path))
         watchdog.pieces = archive_for_import(path, target.name, mark, readers)
         uuid = self.xe.transfer('vm-import', watchdog, filename='/dev/stdin', **words)
-        log('vm-uuid: ' + uuid)
         made = self.pool.marked(mark)
         if [vm['uuid'] for vm in made.vms.values()] != [uuid]:
             raise CommandFailed('xe vm-import did not print the uuid of the VM that it made')
@@ -5963,7 +5961,7 @@ class Errors(list):
 
 class Run:
     """Does something for VMs: collects how that ends for each, and reports how it all ended."""
-    # Logged when a VM is done, '' for nothing.
+    # Logged when a VM is done.
     done = 'VmBackup {0.method} {0.name} - ***{1}*** t:{2}'
     further_errors = 0         # those that belong to no VM
     skipped = False            # as a hook wants it
@@ -6016,8 +6014,7 @@ class Run:
         words = [f'{status} {outcome.name}']
         if status in ('SUCCESS', 'WARNING'):
             words.append(f'elapse:{minutes} size:{outcome.size >> 30}G')
-            if self.done:
-                log(self.done.format(outcome, status.replace('SUCCESS', 'Success'), minutes))
+            log(self.done.format(outcome, status.replace('SUCCESS', 'Success'), minutes))
         self.status_log.write(outcome.method, 'end', *words)
 
     @contextmanager
@@ -7654,20 +7651,14 @@ class TestRestore(Run):
     """`test-restore`: restores backups, proves them and destroys what was restored."""
     done = '{0.method} {0.name} - ***{1}*** t:{2}'
 
-    def __init__(self, sources: Sources, options: Options) -> None:
-        config = sources.config
-        self.previewing = options['preview']
-        if self.previewing:
-            self.done = ''
-            config = config._replace(settings=config.settings._replace(
-                status_log='', mail_mode='never'))
-        super().__init__(config)
+    def __init__(self, sources: Sources) -> None:
+        super().__init__(sources.config)
         self.sources = sources
 
     def choose(self, word: str) -> Sequence[Job]:
         """Return the VMs that a selector chooses, or the one of a path. Raise UsageError,
         OSError."""
-        if match(r'\.{0,2}/', word) or '/' in word and names_file(word):
+        if '/' in word and names_file(word):
             backup = self.sources.find(word, '').backup
             name = backup.manifest.name or basename(dirname(backup.path))
             return [Job('', Vm(backup.path, backup.manifest.uuid, name, {}, backup), 1, name)]
@@ -7681,8 +7672,7 @@ class TestRestore(Run):
         """Test one backup of each VM that is chosen. Raise UsageError, OSError."""
         chosen = self.choose(word)
         restorer.warnings = self.warnings
-        if not self.previewing:
-            restorer.end_killed()
+        restorer.end_killed()
         self.turns = [Turn(job._replace(method='test-restore', shown=job.vm.name))
                       for job in chosen]
         for turn in self.turns:
@@ -7702,20 +7692,19 @@ class TestRestore(Run):
             for name in backup.check_archives():
                 chosen = self.sources.of_file(backup.file(name))
                 target = restorer.plan(chosen, f'{turn.job.vm.name}-test-{random_digits():.8}')
-                if not self.previewing:
-                    result['sr'] = target.sr['name_label']
-                    if chosen.form != '.xva':          # those checksums xapi compares
-                        restorer.verify(chosen)
-                    with restorer.restoring(target.name, False) as record:
-                        restorer.put(chosen, target, record, cut_off=True)
-                    check_signals()
-                    turn.size += size_of(chosen.path)
-                    log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
+                result['sr'] = target.sr['name_label']
+                if chosen.form != '.xva':              # those checksums xapi compares
+                    restorer.verify(chosen)
+                with restorer.restoring(target.name, False) as record:
+                    restorer.put(chosen, target, record, cut_off=True)
+                check_signals()
+                turn.size += size_of(chosen.path)
+                log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
         except (VmBackupError, OSError) as error:
             fault = printable(explain(error))
             if result or isinstance(error, (Damaged, CommandFailed)):
                 result['fault'] = fault
-        if result and not self.previewing:
+        if result:
             with tolerating(turn.warnings, 'the result is not recorded'):
                 add_to_manifest(backup, test_restore={
                     **result, 'when': when, 'seconds': int(elapsed())})
@@ -7726,7 +7715,7 @@ class TestRestore(Run):
 def run_test_restore(line: CommandLine) -> int:
     """The command `test-restore`; return the exit status. Raise VmBackupError, OSError."""
     sources = Sources(line)
-    test = TestRestore(sources, line.options)
+    test = TestRestore(sources)
     be_gentle(False)
     with test.until_ended(), Pool.connect(line) as pool:
         test.run(line.word, Restorer(pool, sources, line.options))
@@ -8089,7 +8078,6 @@ test-restore <vm-selector|backup>
   Of each VM that the selector chooses the newest good backup is restored, under a
   name of its own, verified, and removed again. Nothing is started.
 
-    preview                only show what would be done; changes nothing
 {from}
 {quiet}
 {config}
