@@ -4150,7 +4150,7 @@ class Proof(NamedTuple):
 
 @functools.lru_cache(maxsize=None)
 def xxh64_function() -> Optional[Callable]:
-    """Return what computes XXH64 of a writable buffer, None without libxxhash or xxhash."""
+    """Return what computes XXH64 of a writable buffer; None, and a note, without libxxhash."""
     with suppress(ImportError, OSError, AttributeError):
         import ctypes
         function = ctypes.CDLL(XXHASH).XXH64
@@ -4160,6 +4160,8 @@ def xxh64_function() -> Optional[Callable]:
     with suppress(ImportError):
         import xxhash
         return xxhash.xxh64_intdigest
+    log('***NOTE - this host has no libxxhash: the checksums in archives are not compared (install '
+        'xxhash-libs, on Debian libxxhash0)')
     return None
 
 
@@ -4515,12 +4517,11 @@ class ArchiveReader(Reader):
         self.check_padding(block[length:])
         told = right = block[:length].decode('ascii', 'replace')
         data = self.view[:size]
-        xxh64 = xxh64_function()
         if SUMS[length] == '.checksum':
             import hashlib
             right = hashlib.sha1(data).hexdigest()
-        elif xxh64:
-            right = f'{xxh64(data):016X}'
+        elif xxh64_function():
+            right = f'{xxh64_function()(data):016X}'
         else:
             self.hashed = False
         if told != right:
@@ -4706,9 +4707,8 @@ xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || tr
 """
 GUIDE_DISK = """\
 # With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
-# This is the disk {shown}. sr-uuid= is where it was, vm-uuid= its VM, which has to be halted.
-# If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
-# vm-metadata.xml beside the image tell how it was made.
+# sr-uuid= is where the disk was, vm-uuid= its VM, which has to be halted. If that still has a disk
+# there, choose another device; if it is gone, vm.cfg and vm-metadata.xml tell how it was made.
 
 {unpack}VDI=$(xe vdi-create sr-uuid={disk.sr_uuid} {name} type=user virtual-size={size})
 xe vdi-import uuid=$VDI {filename} format={form}
@@ -4799,8 +4799,8 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
                 path = plain_name(path)
                 values['clean'] = f'rm {shell_word(path)}\n'
             values.update(
-                shown=printable(disk.device), device=shell_word('device=' + disk.vbd['userdevice']),
-                form=form[1:], boot=str(disk.vbd['bootable']).lower(),
+                device=shell_word('device=' + disk.vbd['userdevice']), form=form[1:],
+                boot=str(disk.vbd['bootable']).lower(),
                 size='{} {}={}'.format(size, *QCOW2) if size > LARGEST_STORED else size)
         texts.append((GUIDE_HEAD + way).format(
             filename=shell_word('filename=' + path),
@@ -4831,7 +4831,6 @@ class Verifier:
     """Reads files under watch, and shows how far it is."""
     def __init__(self, limit: float) -> None:
         self.limit = limit     # seconds in which something has to move
-        self.noted = False     # whether it was said that checksums are not compared
 
     def prove(self, path: str, size: Size = None) -> Proof:
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
@@ -4844,17 +4843,12 @@ class Verifier:
                 readers.append(reader)
                 return read_form(form, reader, size)
         try:
-            proof = bounded(path, read, watch=Watchdog(
+            return bounded(path, read, watch=Watchdog(
                 self.limit, lambda: sum(each.position() for each in readers), 'verified', path,
                 bounded(path, size_of, path)).check)
         finally:
             for reader in readers:
                 reader.close()
-        if proof.vm and proof.proved == 'structure' and not self.noted:
-            self.noted = True
-            log('***NOTE - this host has no libxxhash: the checksums in archives are '
-                'not compared (install xxhash-libs, on Debian libxxhash0)')
-        return proof
 
     def prove_in(self, backup: Backup, name: str) -> Proof:
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
@@ -5427,7 +5421,6 @@ class Exporter(Remover):
 ADVICE = {                 # what to do, by the code of what went wrong
     'IMPORT_INCOMPATIBLE_VERSION':
         ' (it was exported by a newer release: restore it in a pool that is as new)',
-    'DUPLICATE_MAC_SEED': ' (a VM with the same MAC addresses is there: restore without preserve)',
     FULL: ' (choose another SR with sr=)',
     REFUSED: ' (xapi does not run: systemctl status xapi)',
     UNREACHABLE: ' (xapi has ended meanwhile: systemctl status xapi)'}
@@ -7412,20 +7405,15 @@ class Sources:
 
     def called(self, word: str) -> Histories:
         """Return the directories of VMs of that name, or of one that a share takes for it."""
-        alike = folded(path_part(word))
-        found = [self.store.history(path_part(word))]
-        named = []             # type: List[History]       # the directory that is called so
+        own = path_part(word)
+        found = [self.store.history(own)]
         for each in self.store.histories():
             part = basename(each.directory)
-            if part == native(word) and each.holds_any():
-                named = [each]
-            if TWIN.search(part) and folded(part[:-9]) == alike:
+            is_twin = TWIN.search(part) and folded(part[:-9]) == folded(own)
+            if is_twin or own != part == native(word):
                 found.append(each)
-        if named and TWIN.search(word):
-            return named
         found = list(filter(History.holds_any, found))
-        named_so = [each for each in found if encoded(each.vm_name()) == encoded(word)]
-        return named_so or found or named
+        return [each for each in found if encoded(each.vm_name()) == encoded(word)] or found
 
     def newest(self, histories: Histories, date: str = '', uuid: str = '') -> Backup:
         """Return the newest good backup of a time that begins so, or a VM, of this host's pool if
@@ -7518,36 +7506,29 @@ class Restorer(Importer):
             number += 1
         preserve = bool(self.options['preserve'])
         if preserve:
-            self.check_addresses(found, vms)
             log('***WARNING - preserve=True: the original has the same MAC addresses (it must not '
                 'run meanwhile, in no other pool either)')
-        for vm in vms.values():
+        for vm in vms.values():                        # xapi would replace one of this uuid
+            same = not vm['is_a_snapshot'] and vm['other_config'].get('mac_seed') == found.seed
+            if preserve and (same or vm['uuid'] == found.uuid):
+                raise UsageError(f'preserve=True: the VM {labelled(vm)} has the same MAC addresses '
+                                 'or uuid (remove it, or restore without preserve)')
             if self.options['start'] and vm['power_state'] == 'Running' and (
                     original == vm['name_label'] or chosen.backup.manifest.uuid == vm['uuid']):
                 log(f'***WARNING - start=True: the original runs, {labelled(vm)} (shut it down '
                     'first, or restore without start: two of one IP address disturb each other)')
         disks = {disk.device: disk.size for disk in found.disks if disk.device}
-        size = sum(disks.values())
-        sr = self.sr(size, f'  new VM:   {name} (original: {original})')
-        for device in sorted(disks, key=lambda device: device.zfill(9)):
-            log(f'  disk:     {device_name("", device)} of {human_size(disks[device])}')
+        total = sum(disks.values())
+        sr = self.sr(total, f'  new VM:   {name} (original: {original})')
+        for device, size in disks.items():
+            log(f'  disk:     {device_name("", device)} of {human_size(size)}')
         networks = self.pool.records('network').values()
         for device, label, bridge in found.vifs:       # of that name, or else that bridge: any of
             same = ([each for each in networks if each['name_label'] == label] or  # them (xapi:
                     [each for each in networks if each['bridge'] == bridge])       # import.ml)
             log(f'  network:  VIF {device} in ' + (
                 ' or '.join(map(labelled, same)) or f'{label}, which is not here: it will be made'))
-        log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'))
-        return Target(name, sr, size, disks, preserve)
-
-    def check_addresses(self, found: ArchivedVm, vms: Records) -> None:
-        """Raise UsageError if MAC addresses would be there twice, or a uuid: an import replaces a
-        VM that has it (xapi: import.ml)."""
-        for vm in vms.values():
-            if vm['uuid'] == found.uuid or (not vm['is_a_snapshot'] and
-                                            vm['other_config'].get('mac_seed') == found.seed):
-                raise UsageError(f'preserve=True: the VM {labelled(vm)} has the same MAC addresses '
-                                 'or uuid (remove it, or restore without preserve)')
+        return Target(name, sr, total, disks, preserve)
 
     def sr(self, size: int, title: str) -> Record:
         """Return the record of the SR for disks of so many bytes: that of sr=, a name or uuid, or

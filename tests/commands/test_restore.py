@@ -389,7 +389,7 @@ class Places(RestoreCase):
         for line in (r'  new VM:   web-restored-[\d-]+ \(original: web\)',
                      r'  SR:       small \([-0-9a-f]+\): 2\.0 MiB of 2\.0 MiB free, the disks have '
                      r'2\.0 MiB', '  disk:     xvda of 2.0 MiB',
-                     r'  network:  VIF 0 in backend \([-0-9a-f]+\)', '  MAC:      new ones',
+                     r'  network:  VIF 0 in backend \([-0-9a-f]+\)',
                      'SUCCESS preview of restore: nothing was changed'):
             self.assertRegex(text, '(?m)^%s$' % line)
 
