@@ -608,7 +608,7 @@ class Testing(RestoreCase):
         self.assertEqual([], self.verbs())
         os.unlink(self.archive('web'))
         self.assert_ends(2, self.try_out('web'))
-        self.assertIn('is missing', self.noted('web')['fault'])
+        self.assertIn('no archive or image', self.noted('web')['fault'])
 
 
 class Endings(RestoreCase):
