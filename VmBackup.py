@@ -381,11 +381,6 @@ def compression_of(name: str) -> Compression:
     return next(each for each in COMPRESSIONS.values() if name.endswith(each.ending))
 
 
-def compression_in(begin: bytes) -> Compression:
-    """Return the compression of a file that begins so."""
-    return next(each for each in COMPRESSIONS.values() if begin.startswith(each.magic))
-
-
 def plain_name(name: str) -> str:
     """Return a file's name without the ending of its compression."""
     return name[:len(name) - len(compression_of(name).ending)]
@@ -4292,7 +4287,8 @@ class Reader:
         self.handle = handle
         self.digest = hashlib.sha256()
         self.view = memoryview(bytearray(CHUNK))
-        compression = compression_in(b'' if plain else pread(handle, 4, 0))
+        begin = b'' if plain else pread(handle, 4, 0)
+        compression = next(each for each in COMPRESSIONS.values() if begin.startswith(each.magic))
         self.stream = io.FileIO(handle, closefd=False)         # type: Any
         if compression.programs:
             self.stream = Filter(packing_command(compression, undo=True), handle)
@@ -7523,9 +7519,10 @@ class Restorer(Importer):
         for device, size in disks.items():
             log(f'  disk:     {device_name("", device)} of {human_size(size)}')
         networks = self.pool.records('network').values()
-        for device, label, bridge in found.vifs:       # of that name, or else that bridge: any of
-            same = ([each for each in networks if each['name_label'] == label] or  # them (xapi:
-                    [each for each in networks if each['bridge'] == bridge])       # import.ml)
+        for device, label, bridge in found.vifs:
+            # Any of that name, or else of that bridge (xapi: import.ml).
+            same = ([each for each in networks if each['name_label'] == label] or
+                    [each for each in networks if each['bridge'] == bridge])
             log(f'  network:  VIF {device} in ' + (
                 ' or '.join(map(labelled, same)) or f'{label}, which is not here: it will be made'))
         return Target(name, sr, total, disks, preserve)
