@@ -298,7 +298,7 @@ class Choosing(RestoreCase):
     def test_options_that_are_none_or_missing(self):
         for option, words in (('colour=red', 'unknown option: colour= (see'),
                               ('sr=', 'invalid value: sr='),
-                              ('preserve=perhaps', 'invalid value: preserve= (allowed: '),
+                              ('preserve=perhaps', 'invalid value: preserve= (invalid, allowed: '),
                               ('sr=elsewhere',
                                'no single SR is elsewhere (choose one, sr=UUID): Local storage ('),
                               ('name=web', 'a VM called web is there'),
