@@ -1187,9 +1187,8 @@ class Plan:
         self.lacking = 'no backup found' if saved else 'vm not found'
         self.only = [rule for rule in rules if rule.method == 'vm']
         self.jobs = []         # type: List[Job]       # vdi-exports first, in the order of rules
-        self.excluded = []     # type: List[str]       # names
         self.uncovered = []    # type: List[str]       # names that no rule mentions
-        self.out = set()       # type: Set[str]        # those that are excluded
+        self.out = {}          # type: Dict[str, str]  # names of those that are excluded
         self.winners = {}      # type: Dict[Tuple[str, str], Tuple[Rule, Vm]]
         self.exact = set()     # type: Set[str]        # chosen by tag or uuid
         self.failed = {}       # type: Dict[str, Outcome]      # by name
@@ -1197,19 +1196,14 @@ class Plan:
         self.invalid = []      # type: List[Rule]      # those with a retention that is no number
         self.messages, self.warnings = [], []      # type: List[str], List[str]
         self.errors = []       # type: List[str]       # with any of these nothing is backed up
-        self.left_out = []     # type: List[str]       # disks, as a preview tells of them
         names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
             if rule.method == 'vm':
                 continue
             if rule.method == 'exclude-disk':
-                if not saved:
-                    if not regex_of(rule.word):
-                        self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only '
-                                               'be the name of a disk')
-                    if search(r'''^["']|["']$|\s#''', rule.text):
-                        self.remark('NOTE', f'quotes and # are parts of the name: {rule} '
-                                            f'({rule.where})')
+                if not (saved or regex_of(rule.word)):
+                    self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
+                                           'the name of a disk')
                 continue
             if rule.keep is not None and rule.kind == 'name' and rule.text in names:
                 if not any(matches(rule.word, name) for name in names - {rule.text}):
@@ -1217,9 +1211,7 @@ class Plan:
             found = self.selected(rule)
             for vm in filter(self.is_wanted, found):
                 if rule.method == 'exclude':
-                    self.out.add(vm.ref)
-                    if vm.name not in self.excluded:
-                        self.excluded.append(vm.name)
+                    self.out[vm.ref] = vm.name
                     continue
                 key = rule.method, vm.ref      # the last one wins, at the first one's place
                 old, _ = self.winners.get(key, (rule, vm))
@@ -1230,6 +1222,7 @@ class Plan:
                     self.exact.add(vm.ref)
             if not found:
                 self.not_found(rule)
+        self.excluded = list(dict.fromkeys(self.out.values()))
 
     @property
     def failures(self) -> List[Outcome]:
@@ -1262,25 +1255,17 @@ class Plan:
         """Return what to write instead of a line, or what became of its VM; '' if nothing helps."""
         if rule.method in EXPORTS and rule.word in self.former:
             return ': ' + self.former[rule.word]
-        text = rule.text
-        odd = []               # type: List[str]
-        # What looks like a blank, or like nothing.
-        for letter in sorted(set(findall(f'[^\\S ]|{HIDDEN.pattern}', text))):
-            text = text.replace(letter, ' ' if letter.isspace() else '')
-            odd.append('the ' + unicodedata.name(letter, 'control character').lower())
+        text = HIDDEN.sub('', sub(r'\s', ' ', rule.text))      # what looks like a blank, or nothing
+        remark = '' if text == rule.text else ' (in plain letters and blanks)'
         for parts in () if rule.method == 'vm' else ([text], text.split(',', 100)):
             lines = []         # type: List[Rule]
-            more = odd[:]
             with suppress(ValueError):
                 for part in parts:
-                    line, dropped = unquoted(part, '#;')
-                    if dropped:
-                        more.append(dropped)
+                    line, _ = unquoted(part, '#;')
                     if line:
                         lines.append(parse_rule(rule.method, line, rule.where))
             if any(map(self.selected, lines)):
-                return (': write ' + ' and, in a line of its own, '.join(map(str, lines)) +
-                        (', without ' if more else '') + ' and '.join(dict.fromkeys(more)))
+                return ': write ' + ' and, in a line of its own, '.join(map(str, lines)) + remark
         return ''
 
     def not_found(self, rule: Rule) -> None:
@@ -1290,8 +1275,7 @@ class Plan:
         line = f' ({rule.where})'
         if by_name and not (hint or regex_of(rule.word)):
             self.broken.append(rule)
-            hint = ': any text is .*, not *' if rule.word.startswith('*') else ''
-            self.remark('ERROR', f'invalid regex: {rule}{line}{hint}')
+            self.remark('ERROR', f'invalid regex: {rule}{line}')
             return
         is_export = rule.method in EXPORTS
         level = 'WARNING' if hint or is_export else 'NOTE'
@@ -1339,8 +1323,6 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
     plan = Plan(rules, vms, former, saved)
     namesakes = Counter(vm.name for vm in vms)
-    settled = plan.out | plan.exact
-    unclear = Counter(vm.name for vm in vms if vm.ref not in settled and plan.is_wanted(vm))
     covered = set(plan.out)
     both = []                  # type: List[str]
     for rule, vm in sorted(plan.winners.values(), key=lambda each: each[0].method):    # vdi- first
@@ -1355,9 +1337,6 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
             both.append(name)
             continue
         covered.add(ref)
-        if not saved and unclear[name] > 1 and ref not in settled:
-            unclear[name] = 0                          # this is said
-            plan.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
         tags = vm.record.get('tags', ()) if honour_nobak else ()
         if any(match(r'xo:no-bak(=|\Z)', tag) for tag in tags):    # xen-orchestra: Backup tags
             level = 'ERROR' if called else 'NOTE'
@@ -1369,6 +1348,10 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
             shown = f'{name}~{vm.uuid[:8]}' if namesakes[name] > 1 else name
             shown += '' if rule.keep is None else f':{rule.keep}'
             plan.jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown))
+    doubled = Counter(job.vm.name for job in plan.jobs if job.vm.ref not in plan.exact)
+    for name, count in doubled.items():
+        if count > 1 and not saved:
+            plan.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
     if both:
         plan.remark('NOTE', f'both vm-export and vdi-export (this counts): {abbreviate(both)}')
     if plan.broken:
@@ -1377,12 +1360,7 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
                     for rule in plan.invalid]
     for rule in plan.only:
         if not any(chooses(rule, job.vm) for job in plan.jobs):
-            wrong = 'is none of the VMs that are selected'
-            if rule.word in [failure.name for failure in plan.failures]:
-                wrong = f'is selected, but {plan.lacking}'
-            elif rule.kind == 'name' and not regex_of(rule.word):
-                wrong = 'is no regular expression'
-            plan.errors.append(f'ERROR {rule} {wrong}')
+            plan.errors.append(f'ERROR {rule} is none of the VMs that are selected')
     if not (plan.jobs or plan.errors):
         plan.errors.append('ERROR no VMs loaded')
     plan.uncovered += dict.fromkeys(
@@ -1969,6 +1947,10 @@ class Disk(NamedTuple):
     vdi_ref: str
     vdi: Record
     sr_uuid: str
+    why: str = ''              # it is not exported
+
+    def __str__(self) -> str:
+        return f'{self.device} ({self.name}): {self.why}'
 
 
 class Snapshot(NamedTuple):
@@ -5161,7 +5143,7 @@ class Exporter(Remover):
     """Exports a VM as an archive, or disks as images, from a snapshot of it or of its boot disk."""
     snapshot_may_remain = False        # one of ours, in the pool, for a later attempt
     # Set by choose_source: the VM, the record of its snapshot, disks that are exported, its others,
-    # those left out and why, whether xapi leaves them out of the snapshot.
+    # those of them that are excluded, whether xapi leaves the others out of the snapshot.
     vm = intent = None         # type: Any
     disks = others = left_out = ()     # type: Any
     ignoring = False
@@ -5178,7 +5160,6 @@ class Exporter(Remover):
 
     def choose(self, vm: Vm, fresh: bool = False) -> None:
         """Choose the disks to export, by the tables unless they have to be fresh; note others."""
-        self.disks = []
         disks = self.pool.disks(vm, fresh)
         wanted = self.choice.wanted
         if wanted == 'boot':
@@ -5187,15 +5168,12 @@ class Exporter(Remover):
                 chosen = chosen or [disk for disk in disks if disk.vbd[field] == value][:1]
         else:
             chosen = [disk for disk in disks if wanted == 'all' or disk.device in wanted.split(',')]
-        self.left_out = []
-        for disk in disks:
-            why = self.choice.reason(vm.name, disk)
-            if why:
-                self.left_out.append((disk, why))
-            elif disk in chosen:
-                self.disks.append(disk)
+        disks = [disk._replace(why=self.choice.reason(vm.name, disk) or (
+            '' if disk in chosen else NOT_CHOSEN + wanted)) for disk in disks]
+        self.disks = [disk for disk in disks if not disk.why]
         refs = [disk.vdi_ref for disk in self.disks]
         self.others = [disk for disk in disks if disk.vdi_ref not in refs]
+        self.left_out = [disk for disk in self.others if not disk.why.startswith(NOT_CHOSEN)]
 
     def names(self, base: str, vm: Vm) -> Texts:
         """Return the names of the files; `base`: that of the VM's directory. Raise PoolError."""
@@ -5230,16 +5208,11 @@ class Exporter(Remover):
             if choosy:
                 raise
         if not (self.disks or self.archive):
-            left_out = ''.join(f', without {disk.device}: {why}' for disk, why in self.left_out)
-            raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: '
-                               f'vdi_disks={self.choice.wanted}{left_out}')
+            raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: ' + (
+                abbreviate([str(disk) for disk in self.others]) or 'it has none'))
         for word, text in self.remarks():
             if word == 'ERROR':
                 raise BackupFailed(self.export_token, text)
-        there = ['boot', 'all', *(disk.device for disk in self.disks + self.others)]
-        for device in self.choice.wanted.split(','):
-            if device not in there:
-                log(f'***NOTE - {vm.name} has no disk {device} (vdi_disks)')
         taken = self.disks
         before = []            # type: List[str]
         if self.kind == 'VM':
@@ -6094,24 +6067,14 @@ MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we
 NO_DISK_LEFT = 'all of its disks are excluded'
 
 
-def disk_words(disk: Disk, why: str) -> str:
-    """Return a disk that is left out as the log has it."""
-    return '{0.device} ({0.name}): {1}'.format(disk, why)
-
-
-def disk_facts(disk: Disk, **more: str) -> Record:
-    """Return what a manifest has of a disk."""
-    return {**more, 'device': disk.device, 'uuid': disk.vdi['uuid'], 'name': disk.name,
-            'virtual_size': disk.size}
-
-
-def disks_told(exporter: Exporter, vm: Vm) -> Record:
+def disks_told(exporter: Exporter) -> Record:
     """Return what a manifest has of a VM's disks, those that are exported and all others."""
-    choice = exporter.choice
-    return {
-        'disks': list(map(disk_facts, exporter.disks)), 'left_out': [
-            disk_facts(disk, why=choice.reason(vm.name, disk) or NOT_CHOSEN + choice.wanted)
-            for disk in exporter.others]}
+    told = {'disks': [], 'left_out': []}   # type: Dict[str, List[Record]]
+    for disk in exporter.disks + exporter.others:
+        told['left_out' if disk.why else 'disks'].append({
+            **({'why': disk.why} if disk.why else {}), 'device': disk.device,
+            'uuid': disk.vdi['uuid'], 'name': disk.name, 'virtual_size': disk.size})
+    return told
 
 
 class Shared(Run):
@@ -6308,14 +6271,9 @@ class VmBackup(Turn):
             log('vm is NOT running')
         exporter.choose_source(vm)
         self.need = '; this VM needs up to ' + human_size(sum(disk.size for disk in exporter.disks))
-        if self.last:
-            self.need += f', and took {human_size(self.last)} last time'
         if exporter.left_out and not exporter.disks:
             self.warnings.append(NO_DISK_LEFT)
-        log(*['left out: ' + disk_words(*each) for each in exporter.left_out])
-        for disk in exporter.disks:
-            if NOBAK in disk.name:                     # else it is left out
-                log('***NOTE - backed up, as honour_nobak=no: ' + disk_words(disk, NOBAK))
+        log(*[f'left out: {disk}' for disk in exporter.left_out])
         try:
             with exporter.snapshot(self.backup, warned_of) as snapshot:
                 check_signals()
@@ -6392,7 +6350,7 @@ class VmBackup(Turn):
             'vm': {'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
             'method': self.job.method, 'host': this_host(), 'started': iso(self.began),
             'earlier': self.owner().earlier, 'snapshot': snapshot.uuid,
-            **disks_told(self.exporter, vm), **self.shared.identity}
+            **disks_told(self.exporter), **self.shared.identity}
 
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
@@ -6587,30 +6545,30 @@ class BackupRun(Shared):
             log('ERROR in configuration settings...')
         return errors
 
-    def look_at_disks(self, plan: Plan) -> None:
-        """Add to a plan what is to be said of the disks of its VMs. Raise PoolError."""
-        messages = plan.messages
+    def look_at_disks(self, plan: Plan) -> Texts:
+        """Remark on the disks of a plan's VMs; return those that are left out. Raise PoolError."""
         vms = []               # type: List[Record]
+        left_out = []          # type: List[str]
         for job in plan.jobs:
             vm = job.vm
             exporter = self.exporter(job.method, [])
             exporter.choose(vm)
             vms.append(dict(name=vm.name, uuid=vm.uuid, method=job.method, keep=job.keep,
-                            **disks_told(exporter, vm)))
+                            **disks_told(exporter)))
+            left_out += [f'  left out: {job.shown}/{disk}' for disk in exporter.left_out]
             if '~' + vm.uuid[:8] in job.shown:
-                messages.append(f'***NOTE - one of several VMs of its name, {job.shown}: '
-                                f'{job.method}=uuid:{self.pool.vm_words(vm)}')
-            plan.left_out += [f'  left out: {job.shown}/{disk_words(*each)}'
-                              for each in exporter.left_out]
-            remarks = list(exporter.remarks())
+                plan.remark('NOTE', f'one of several VMs of its name, {job.shown}: '
+                                    f'{job.method}=uuid:{self.pool.vm_words(vm)}')
             if exporter.kind == 'VM' and vm.record.get('VUSBs'):
-                remarks.append(('ERROR', USB.format(vm.uuid)))
+                plan.remark('ERROR', f'{job.shown}: {USB.format(vm.uuid)}')
             if not (exporter.disks or exporter.archive):
-                messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
+                plan.remark('ERROR', f'no disk to export: vdi-export={job.shown}')
             elif exporter.left_out and not exporter.disks:
-                remarks.append(('WARNING', NO_DISK_LEFT))
-            messages += [f'***{word} - {job.shown}: {text}' for word, text in remarks]
+                plan.remark('WARNING', f'{job.shown}: {NO_DISK_LEFT}')
+            for level, text in exporter.remarks():
+                plan.remark(level, f'{job.shown}: {text}')
         Console.current.tell(vms=vms)
+        return left_out
 
     def preview(self, line: CommandLine) -> int:
         """Print what a run would do; return the exit status. Raise VmBackupError."""
@@ -6623,18 +6581,17 @@ class BackupRun(Shared):
                 vms=[], excluded=plan.excluded, not_covered=plan.uncovered,
                 failures=[dict(name=each.name, method=each.method, error=each.error)
                           for each in plan.failures])
-            if not plan.errors:
-                self.look_at_disks(plan)
+            left_out = () if plan.errors else self.look_at_disks(plan)
         if self.check(plan):
             return ERROR.status
         log('Checking all VMs for duplicate names ...')
-        if plan.left_out:
-            log(f'  left out disks (cnt)= {len(plan.left_out)}', *plan.left_out)
+        if left_out:
+            log(f'  left out disks (cnt)= {len(left_out)}', *left_out)
         if plan.uncovered and self.config.path:
             log(f'  not covered by any line (cnt)= {len(plan.uncovered)}',
                 '  not covered by any line: ' + ', '.join(sorted(plan.uncovered)))
-        levels = {message.partition(' ')[0] for message in plan.messages}
-        verdict = verdict_of(plan.failures or '***ERROR' in levels, '***WARNING' in levels)
+        failed = plan.failures or any(each.startswith('***ERROR') for each in plan.messages)
+        verdict = verdict_of(failed, plan.warnings)
         ending = 'SUCCESS preview of parameters ' + (WARNINGS_FOUND if verdict.status else '')
         if verdict == ERROR:
             ending = 'ERROR preview of parameters - VMs that cannot be backed up (see above)'

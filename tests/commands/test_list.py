@@ -222,7 +222,7 @@ class WhichOnes(ListCase):
         self.assertEqual(['***WARNING - no backup found: vm-export=nothing.*'],
                          self.document(1, config)['messages'])
         self.assertIn('***WARNING - no backup found: vm-export=nothing.*', self.table(1, config))
-        self.assertIn('ERROR vm=w[b is no regular expression',
+        self.assertIn('ERROR vm=w[b is none of the VMs that are selected',
                       self.table(2, self.backups, 'vm=w[b'))
 
     def test_wrong_words_are_one_line_and_status_2(self):
