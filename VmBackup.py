@@ -1186,12 +1186,14 @@ class Plan:
         self.former = former   # what became of the VMs that had these names
         self.lacking = 'no backup found' if saved else 'vm not found'
         self.only = [rule for rule in rules if rule.method == 'vm']
+        self.wanted = {vm.ref for vm in vms if not self.only or any(
+            chooses(rule, vm) for rule in self.only)}
         self.jobs = []         # type: List[Job]       # vdi-exports first, in the order of rules
         self.uncovered = []    # type: List[str]       # names that no rule mentions
         self.out = {}          # type: Dict[str, str]  # names of those that are excluded
         self.winners = {}      # type: Dict[Tuple[str, str], Tuple[Rule, Vm]]
         self.exact = set()     # type: Set[str]        # chosen by tag or uuid
-        self.failed = {}       # type: Dict[str, Outcome]      # by name
+        self.failures = []     # type: List[Outcome]   # of VMs that cannot be backed up
         self.broken = []       # type: List[Rule]      # those that are no regular expressions
         self.invalid = []      # type: List[Rule]      # those with a retention that is no number
         self.messages, self.warnings = [], []      # type: List[str], List[str]
@@ -1209,7 +1211,9 @@ class Plan:
                 if not any(matches(rule.word, name) for name in names - {rule.text}):
                     rule = rule._replace(word=rule.text, keep=None)    # a name that ends in :N
             found = self.selected(rule)
-            for vm in filter(self.is_wanted, found):
+            for vm in found:
+                if vm.ref not in self.wanted:
+                    continue
                 if rule.method == 'exclude':
                     self.out[vm.ref] = vm.name
                     continue
@@ -1223,15 +1227,6 @@ class Plan:
             if not found:
                 self.not_found(rule)
         self.excluded = list(dict.fromkeys(self.out.values()))
-
-    @property
-    def failures(self) -> List[Outcome]:
-        """Return the ends of the VMs that rules name and that cannot be backed up."""
-        return list(self.failed.values())
-
-    def is_wanted(self, vm: Vm) -> bool:
-        """Return whether a VM is one of those that alone are wanted."""
-        return not self.only or any(chooses(rule, vm) for rule in self.only)
 
     def is_concerned(self, method: str, rule: Rule) -> bool:
         """Return whether a line of a method is about what another one means that is not there."""
@@ -1294,8 +1289,9 @@ class Plan:
             elif hint or rule.kind == 'uuid' or by_name and is_literal(rule.word):
                 level = 'ERROR'
                 name = rule.word if by_name else f'{rule.kind}:{rule.word}'
-                self.failed[name] = Outcome(name, None, rule.method, 'VM-NOT-FOUND',
-                                            error='not in the pool' + hint)
+                if name not in [failure.name for failure in self.failures]:
+                    self.failures.append(Outcome(name, None, rule.method, 'VM-NOT-FOUND',
+                                                 error='not in the pool' + hint))
         if not hint and level != 'ERROR':
             line = ''
         self.remark(level, f'{self.lacking}: {rule}{line}{hint}')
@@ -1342,8 +1338,8 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
             level = 'ERROR' if called else 'NOTE'
             plan.remark(level, f'vm has the tag xo:no-bak: {name} (honour_nobak)')
             if called:
-                plan.failed[name] = Outcome(name, None, rule.method, 'NOBAK-TAG',
-                                            error='it has the tag xo:no-bak')
+                plan.failures.append(Outcome(name, None, rule.method, 'NOBAK-TAG',
+                                             error='it has the tag xo:no-bak'))
         else:
             shown = f'{name}~{vm.uuid[:8]}' if namesakes[name] > 1 else name
             shown += '' if rule.keep is None else f':{rule.keep}'
@@ -1364,7 +1360,7 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
     if not (plan.jobs or plan.errors):
         plan.errors.append('ERROR no VMs loaded')
     plan.uncovered += dict.fromkeys(
-        vm.name for vm in vms if vm.ref not in covered and plan.is_wanted(vm))
+        vm.name for vm in vms if vm.ref in plan.wanted and vm.ref not in covered)
     return plan
 
 
@@ -1948,9 +1944,6 @@ class Disk(NamedTuple):
     vdi: Record
     sr_uuid: str
     why: str = ''              # it is not exported
-
-    def __str__(self) -> str:
-        return f'{self.device} ({self.name}): {self.why}'
 
 
 class Snapshot(NamedTuple):
@@ -4892,6 +4885,7 @@ class Verifier:
 # it would be, and it is new and carries our label. Never by its name, nor by what a share says.
 
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
+LEFT_OUT = '{0.device} ({0.name}): {0.why}'        # a disk that is not exported
 # Recorded from xapi 26.17.0; vhd-tool: channels.ml.
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
 NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multiple of 2 MiB'
@@ -4962,6 +4956,8 @@ class Operator:
             for vbd, user, is_leaked in held:
                 uuid = vbd['uuid']
                 disk = self.pool.record('VDI', vbd['VDI'])['uuid']
+                if is_leaked and pause and uuid not in leaked:
+                    user = user or 'a transfer'
                 if user or any(programs_with('/' + disk)):     # vhd-tool's path
                     raise PoolError(f'the disk {disk} is in use by {user or "vhd-tool"}', IN_USE)
                 if pause and not is_leaked:
@@ -4969,8 +4965,6 @@ class Operator:
                         'the disk {0} has the VBD {1} of another VM or of a person (look at it: '
                         'xe vbd-param-list uuid={1}; to remove it: xe vbd-unplug uuid={1}, xe '
                         'vbd-destroy uuid={1})'.format(disk, uuid), NOT_OURS)
-                if pause and uuid not in leaked:
-                    raise PoolError(f'the disk {disk} is in use, since a moment ago', IN_USE)
                 if is_leaked:
                     leaked.append(uuid)
         for vbd, _, _ in held:
@@ -5016,36 +5010,29 @@ class Remover(Operator):
                 verb = 'vm-uninstall' if prepared and not number else 'snapshot-uninstall'
                 log(*self.xe.tell(verb, uuid=uuid, force='true').splitlines())
                 disks = self.disks_of(intent)
-                if not intent.disks or any(disk.vbds for disk in disks):
-                    self.check_gone(intent)
+                unsure = not intent.disks or any(disk.vbds for disk in disks)
+                if unsure and not self.pool.is_gone('VM', uuid):
+                    raise CommandFailed(f'the snapshot {uuid} is still there')
             self.destroy(disks)
         in_several_tries(attempt)
 
-    def check_gone(self, intent: Intent) -> None:
-        """Raise CommandFailed if a snapshot is still there."""
-        if not self.pool.is_gone(intent.kind, intent.uuid):
-            raise CommandFailed(f'the snapshot {intent.uuid} is still there')
-
     def destroy(self, disks: Snapshots) -> None:
         """Destroy disks of no VM; an export of one may still be ending (xapi: xapi_vdi.ml)."""
-        words = []
-        code = ''
+        wrong = VmBackupError('xe vdi-destroy did nothing')
         for disk in disks:
             try:
                 if disk.vbds:
                     self.drop_leaked_vbds({}, [disk.ref])
                 self.xe.tell('vdi-destroy', uuid=disk.uuid)
             except VmBackupError as error:
-                words.append(f'{error} (disk {disk.uuid})')
-                code = error.code or code
+                wrong = error
         left = [disk.uuid for disk in disks if not self.pool.is_gone('VDI', disk.uuid)]
         if left:
-            raise CommandFailed(', '.join(words) or 'still there: ' + ', '.join(left), code)
+            raise CommandFailed(f'{wrong} (still there: {", ".join(left)})', wrong.code)
 
     def remove_unfinished(self, intent: Intent, backup: Backup) -> bool:
         """Remove the snapshot of an unfinished backup's record, and what is left of it. Return
         False, with a warning, if it may not be ours: anybody can write what is not noted here."""
-        keep = 'delete ' + backup.file(INTENT)
         if intent.uuid:
             for found in self.pool.snapshots(intent.kind, [intent.ref]):
                 if found.uuid == intent.uuid and found.ref not in intent.before:
@@ -5055,13 +5042,14 @@ class Remover(Operator):
                             found.label.startswith('SNAP_{}_'.format(name.replace(' ', '-'))) or
                             found.label.startswith('RESTORE_') and
                             path_part(found.label[8:]) == name)):
-                        return self.doubt(intent.kind, found, keep)
+                        return self.doubt(intent.kind, found, backup)
                     self.remove_found(found, intent, backup)
                     return True
             disks = self.disks_of(intent)
             if not intent.noted:
-                return all([self.doubt('VDI', disk, keep) for disk in disks])
-            self.check_gone(intent)
+                return all([self.doubt('VDI', disk, backup) for disk in disks])
+            if not self.pool.is_gone(intent.kind, intent.uuid):
+                raise CommandFailed(f'the snapshot {intent.uuid} is still there')
             self.destroy(disks)
             return True
         if intent.noted:
@@ -5083,12 +5071,12 @@ class Remover(Operator):
                         found.when >= intent.since and found.label == intent.name_of(found.of)):
                     # We may have meant to make it, and nobody has marked it: one request can make
                     # two where xapi ends meanwhile (recorded from 25.33.2 and 26.17.0).
-                    clear = self.doubt(kind, found, 'give it another name or a tag')
+                    clear = self.doubt(kind, found, backup)
                 elif found.label == intent.label:
                     if intent.noted:
                         self.warn_of(found)
                     elif found.when >= intent.since:
-                        clear = self.doubt(kind, found, keep)
+                        clear = self.doubt(kind, found, backup)
             self.destroy(halves)
         return clear
 
@@ -5123,14 +5111,14 @@ class Remover(Operator):
                   and intent.since <= each.when <= intent.until]
         return likely == [found] and found.label == intent.name_of(found.of)
 
-    def doubt(self, kind: str, found: Snapshot, keep: str) -> bool:
-        """Warn of a snapshot that may be somebody else's; return False. `keep`: what keeps it."""
-        words = ('disk snapshot', 'vdi-param-list', 'vdi-destroy') if kind == 'VDI' else (
-            'snapshot', 'snapshot-param-list', 'snapshot-uninstall')
+    def doubt(self, kind: str, found: Snapshot, backup: Backup) -> bool:
+        """Warn of a snapshot that may be somebody else's; return False."""
+        word, verb = ('vdi', 'destroy') if kind == 'VDI' else ('snapshot', 'uninstall')
         self.warnings.append(
-            'the {2} {0}, called {1}, is left of a backup that did not end, or somebody made it: '
-            'not touched (look at it: xe {3} uuid={0}; to remove it: xe {4} uuid={0}; to keep it: '
-            '{5})'.format(found.uuid, found.label, *words, keep))
+            'the snapshot {0}, called {1}, is left of a backup that did not end, or somebody made '
+            'it: not touched (look at it: xe {2}-param-list uuid={0}; to remove it: xe {2}-{3} '
+            'uuid={0}; to keep it: delete {4})'.format(found.uuid, found.label, word, verb,
+                                                       backup.file(INTENT)))
         return False
 
     def warn_of(self, found: Snapshot) -> None:
@@ -5209,9 +5197,9 @@ class Exporter(Remover):
                 raise
         if not (self.disks or self.archive):
             raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: ' + (
-                abbreviate([str(disk) for disk in self.others]) or 'it has none'))
-        for word, text in self.remarks():
-            if word == 'ERROR':
+                abbreviate(list(map(LEFT_OUT.format, self.others))) or 'it has none'))
+        for level, text in self.remarks():
+            if level == 'ERROR':
                 raise BackupFailed(self.export_token, text)
         taken = self.disks
         before = []            # type: List[str]
@@ -6178,11 +6166,9 @@ class Shared(Run):
 class VmBackup(Turn):
     """The backup of one VM."""
     history = backup = began = None    # type: Any     # began: when
-    begun = False              # something was exported: no second try
+    begun = False              # the export: a second try only if xapi refused it
     before = {}                # type: Sizes       # bytes that the files of the last one take
-    last = 0                   # all of them
     reserved = 0               # bytes by which the free space shrinks while files are written
-    bytes = 0                  # of its disks
 
     def __init__(self, shared: Shared, job: Job) -> None:
         super().__init__(job)
@@ -6193,7 +6179,6 @@ class VmBackup(Turn):
         self.held = ExitStack()                # its directories, open
         self.manifest = {}     # type: Record
         self.exported = []     # type: List[ExportFile]
-        self.srs = set()       # type: Set[str]        # uuids of those with its disks
 
     def run(self) -> None:
         """Make the backup, between its hooks and unless one skips it. Raise VmBackupError, OSError,
@@ -6230,7 +6215,8 @@ class VmBackup(Turn):
         try:
             return self.back_up()
         except VmBackupError as error:
-            if error.code not in WENT_AWAY or self.begun or not self.pool.patience:
+            no_use = self.begun and error.code != REFUSED
+            if error.code not in WENT_AWAY or no_use or not self.pool.patience:
                 raise
             if self.exporter.snapshot_may_remain:      # made as xapi starts
                 self.shared.doubtful.append(self.path)
@@ -6255,7 +6241,7 @@ class VmBackup(Turn):
         warned_of = self.shared.remove_leftovers(self.history, self.warnings)
         if len(warned_of) >= MOST_LEFTOVERS or '' in warned_of:
             raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
-                               + ', '.join(uuid or 'one of unknown uuid' for uuid in warned_of))
+                               + ', '.join(warned_of))
         self.drop_last_failure()
         self.new_directory(exporter.names(basename(self.history.directory), vm))
         log(f'new backup_dir: {self.path}', 'Exporting VM metadata XML info')
@@ -6273,7 +6259,7 @@ class VmBackup(Turn):
         self.need = '; this VM needs up to ' + human_size(sum(disk.size for disk in exporter.disks))
         if exporter.left_out and not exporter.disks:
             self.warnings.append(NO_DISK_LEFT)
-        log(*[f'left out: {disk}' for disk in exporter.left_out])
+        log(*['left out: ' + LEFT_OUT.format(disk) for disk in exporter.left_out])
         try:
             with exporter.snapshot(self.backup, warned_of) as snapshot:
                 check_signals()
@@ -6281,7 +6267,7 @@ class VmBackup(Turn):
                 check_readable(self.manifest)
                 if self.settings.pre_clean:
                     self.prune(self.judged())
-                    self.reserved = self.last
+                    self.reserved = sum(self.before.values())
                 size = self.export(snapshot)
                 log(f'{job.method} success')
         except BaseException:
@@ -6294,9 +6280,8 @@ class VmBackup(Turn):
         self.finish(size)
         with tolerating(self.warnings, 'cannot look for older backups'):
             self.history.known.clear()                 # somebody may have verified or protected one
-            judged = self.judged(self.path)
-            self.tell_what_stays(judged)
-            self.prune(judged)
+            self.tell_what_is_lacking()
+            self.prune(self.judged(self.path))
 
     def drop_last_failure(self) -> None:
         """Delete the records of failures, but for one of a snapshot that may be in a pool."""
@@ -6324,17 +6309,17 @@ class VmBackup(Turn):
         if self.settings.pre_clean:
             gain = sum(old.occupied() for old, why in self.judged() if not why)
         self.before = self.history.last_sizes(names, self.owner())
-        self.last = sum(self.before.values())
+        last = sum(self.before.values())
         shared = self.shared
         with shared.beginning:
-            shared.store.check_room(self.settings.min_free, self.last, gain - sum(
+            shared.store.check_room(self.settings.min_free, last, gain - sum(
                 other.unwritten() for other in shared.turns))
             shared.store.check_mounted()
             self.backup = shared.store.begin(self.history, self.began)
             self.path = self.backup.path
             for path in (self.history.directory, self.path):
                 self.held.enter_context(hold(path))
-            self.reserved = self.last - gain
+            self.reserved = last - gain
 
     def unwritten(self) -> int:
         """Return how many bytes of the free space it will still take."""
@@ -6354,29 +6339,22 @@ class VmBackup(Turn):
 
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
-        path, size = '', 0     # bytes
+        size = 0               # bytes
         self.begun = True
-        try:
-            with failing_as(self.exporter.export_token):
-                self.exported = self.exporter.files(basename(self.history.directory), snapshot)
-                for file in self.exported:
-                    path = self.backup.file(file.name)
-                    if file.disk:                      # as it is by now
-                        self.manifest['disks'][self.exporter.disks.index(file.disk)].update(
-                            file=portable(file.name), virtual_size=file.snapshot.size)
-                    watchdog = Watchdog(
-                        self.settings.stall_timeout * 60, lambda: size_of(path), 'exported', path,
-                        file.snapshot.size if file.name.endswith('.raw') else
-                        self.before.get(file.name, 0),
-                        lambda: self.pool.progress(file.snapshot.uuid))
-                    with blaming_room(path, self.need):
-                        self.exporter.export(file, path, watchdog)
-                        size += written(path)
-        except BackupFailed as error:
-            if error.code == REFUSED:                  # a packer writes some bytes of nothing, too
-                with suppress(OSError, TargetError):
-                    self.begun = bounded('the share', size_of, path) > BLOCK
-            raise
+        with failing_as(self.exporter.export_token):
+            self.exported = self.exporter.files(basename(self.history.directory), snapshot)
+            for file in self.exported:
+                path = self.backup.file(file.name)
+                if file.disk:                          # as it is by now
+                    self.manifest['disks'][self.exporter.disks.index(file.disk)].update(
+                        file=portable(file.name), virtual_size=file.snapshot.size)
+                watchdog = Watchdog(
+                    self.settings.stall_timeout * 60, lambda: size_of(path), 'exported', path,
+                    file.snapshot.size if file.name.endswith('.raw') else
+                    self.before.get(file.name, 0), lambda: self.pool.progress(file.snapshot.uuid))
+                with blaming_room(path, self.need):
+                    self.exporter.export(file, path, watchdog)
+                    size += written(path)
         self.reserved = 0
         return size
 
@@ -6423,19 +6401,18 @@ class VmBackup(Turn):
             Aged(self.began, disks=told.holds if path else ()), path)
 
     def prune(self, judged: Judged) -> None:
-        """Delete older backups that nothing keeps, nor a snapshot that is still in the pool."""
+        """Delete older backups that nothing keeps; log what only a disk keeps."""
         for backup, why in judged:
             if not why:
                 with tolerating(self.warnings, f'cannot delete {backup.path}'):
                     log(f'Deleting oldest backup {backup.path} ')
                     self.shared.store.delete(backup)
-
-    def tell_what_stays(self, judged: Judged) -> None:
-        """Log what only a disk keeps, and disks in no good backup; count the backups of others."""
-        for backup, why in judged:
-            if why and why[0].startswith(ONLY):
+            elif why[0].startswith(ONLY):
                 log(f'kept beyond the count: {backup.path}, as no newer good backup has '
                     f'{", ".join(why)} (to let it go: prune {shell_word(backup.path)} preview)')
+
+    def tell_what_is_lacking(self) -> None:
+        """Log which disks are in no good backup; count the backups of others."""
         owner, told = self.owner(), manifest_of(self.manifest)
         lacking = disks_in_none([told, *(
             backup.manifest for backup in self.history.completed(True)
@@ -6444,13 +6421,11 @@ class VmBackup(Turn):
             log('***NOTE - in no good backup: disk ' + lacking)
         for backup in self.history.completed():
             if not owner.rotates(backup):
-                manifest = backup.manifest
-                whose, option = owner.other(backup), 'pool=' + manifest.pool
-                if manifest.pool in ('', owner.pool):
-                    option = 'vm=uuid:' + manifest.uuid
-                    now_called = self.pool.names.get(manifest.uuid)
-                    if now_called:
-                        whose += f', now called {now_called}'
+                whose, option = owner.other(backup), 'pool=' + backup.manifest.pool
+                if backup.manifest.pool in ('', owner.pool):
+                    uuid = backup.manifest.uuid
+                    option = 'vm=uuid:' + uuid
+                    whose += f', now called {self.pool.names.get(uuid, "nothing in this pool")}'
                 self.shared.others['in {}, {} (to let them go: prune {} {} preview)'.format(
                     self.history.directory, whose,
                     shell_word(self.shared.config.path or 'CONFIG'), option)] += 1
@@ -6464,25 +6439,6 @@ WARNINGS_FOUND = ' - WARNINGS found (see above)'       # after a check, as 3.25
 ALWAYS_SHOWN = 'backup_dir status_log compress max_backups vdi_export_format pool_db_backup'.split()
 
 
-def show_settings(config: Config, plan: Plan) -> None:
-    """Print what a run would do, as 3.25."""
-    shown = config.settings._asdict()
-    shown['compress'] = {'none': 'False', 'gzip': 'True', 'zstd': 'zstd'}[shown['compress']]
-    log('VmBackup.py running with these settings:')
-    for name in ALWAYS_SHOWN:
-        log(f'  {name:17s} = {shown[name]}')
-    for name, (text, place) in config.given.items():
-        if place != 'default' and name not in ALWAYS_SHOWN:
-            log(f'  {name:17s} = {text}')
-    lists = {'exclude': plan.excluded, 'vdi-export': [], 'vm-export': []}
-    for job in plan.jobs:
-        lists[job.method].append(job.shown)
-    for rule in plan.invalid:
-        lists[rule.method].append(rule.text)
-    for name, names in lists.items():
-        log(f'  {name} (cnt)= {len(names)}', f'  {name}: ' + ', '.join(sorted(names)))
-
-
 def program_problems(settings: Settings) -> Texts:
     """Return the problems with the programs that the settings need."""
     problems = [hook_problem(settings.hook)]
@@ -6493,16 +6449,6 @@ def program_problems(settings: Settings) -> Texts:
             if value != 'none':
                 packing_command(COMPRESSIONS[value], undo=name == 'compress')
     return list(filter(None, problems))
-
-
-def next_backup(waiting: Sequence[VmBackup], running: Sequence[VmBackup],
-                per_sr: int) -> Optional[VmBackup]:
-    """Return the first that may begin beside the running ones, `per_sr` of which may read an SR."""
-    read = Counter(sr for backup in running for sr in backup.srs)
-    for backup in waiting:
-        if not per_sr or all(read[sr] < per_sr for sr in backup.srs):
-            return backup
-    return None
 
 
 class BackupRun(Shared):
@@ -6524,15 +6470,27 @@ class BackupRun(Shared):
                       former)
 
     def check(self, plan: Plan) -> Texts:
-        """Print settings, lists and problems; return those that make a run impossible."""
-        log(*self.config.notes,
-            *[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages])
-        show_settings(self.config, plan)
-        problems = list(self.config.errors.values())
-        path = self.config.path
-        wrong = path and changeable(path)
+        """Print settings and lists, as 3.25, and problems; return those that rule out a run."""
+        config = self.config
+        log(*config.notes,
+            *[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages],
+            'VmBackup.py running with these settings:')
+        shown = self.settings._asdict()
+        shown['compress'] = {'none': 'False', 'gzip': 'True', 'zstd': 'zstd'}[shown['compress']]
+        shown = {name: shown[name] for name in ALWAYS_SHOWN}
+        for name, (text, place) in config.given.items():
+            if place != 'default':
+                shown.setdefault(name, text)
+        log(*[f'  {name:17s} = {text}' for name, text in shown.items()])
+        lists = {'exclude': plan.excluded, 'vdi-export': [], 'vm-export': []}
+        for job in plan.jobs:
+            lists[job.method].append(job.shown)
+        for name, names in lists.items():
+            log(f'  {name} (cnt)= {len(names)}', f'  {name}: ' + ', '.join(sorted(names)))
+        problems = list(config.errors.values())
+        wrong = config.path and changeable(config.path)
         if wrong:
-            log(f'***WARNING - the config {path}: {wrong}')
+            log(f'***WARNING - the config {config.path}: {wrong}')
         with tolerating(problems, 'ERROR'):
             self.store.check()
             if self.store.require_mount == 'auto' and self.store.mounted == '/':
@@ -6555,7 +6513,8 @@ class BackupRun(Shared):
             exporter.choose(vm)
             vms.append(dict(name=vm.name, uuid=vm.uuid, method=job.method, keep=job.keep,
                             **disks_told(exporter)))
-            left_out += [f'  left out: {job.shown}/{disk}' for disk in exporter.left_out]
+            left_out += [f'  left out: {job.shown}/{LEFT_OUT.format(disk)}'
+                         for disk in exporter.left_out]
             if '~' + vm.uuid[:8] in job.shown:
                 plan.remark('NOTE', f'one of several VMs of its name, {job.shown}: '
                                     f'{job.method}=uuid:{self.pool.vm_words(vm)}')
@@ -6646,44 +6605,35 @@ class BackupRun(Shared):
         with tolerating(self.warnings, 'the end of this run is not recorded'):
             failed = ['{0.name:.{1}} ({0.status})'.format(outcome, LONGEST_NAME)
                       for outcome in self.outcomes if outcome.error]
-            told, verdict = self.warnings.told, self.verdict()
-            if verdict == ERROR:                       # what did not come to warn may still do
-                told = {**told, **self.warnings.known}
-            told = dict(list(told.items())[:MOST_RECORDED])
+            told = dict(list(self.warnings.told.items())[:MOST_RECORDED])
             self.store.write_run(name, this_run._replace(
-                ended=iso(now()), result=f'{verdict.token} {self.counts()}',
+                ended=iso(now()), result=f'{self.verdict().token} {self.counts()}',
                 failed=abbreviate(failed), warnings=told))
 
     def end(self) -> int:
         """Run the last hooks, write report and end lines, mail; return the exit status."""
         Signals.current.at_once = False
         Signals.current.allow(SIGNAL_GRACE)
-        if self.hook:                                  # which may unmount the share
-            self.recorded.close()
+        self.recorded.close()                          # a hook may unmount the share
         if self.closing:
             with self.until_ended():
                 self.call_hook(self.closing, self.warnings, status=self.verdict().token)
         if self.report_file:
             with tolerating(self.warnings, f'cannot write report_file {self.report_file}'):
-                bounded('the file system', put_report, self.report_file, self.report())
-        self.recorded.close()
+                bounded('the file system', put_report, self.report_file, dict(
+                    schema=1, version=VERSION, host=this_host(),
+                    config=portable(self.config.path), started=self.started,
+                    backup_dir=portable(self.settings.backup_dir), finished=iso(now()),
+                    status=self.verdict().token, signal=self.signum or None,
+                    exit_status=self.exit_status(), warnings=self.warnings, errors=self.errors,
+                    **self.identity, counts=self.counts()._asdict(),
+                    vms=[each._asdict() for each in self.outcomes]))
         self.status_log.begin()
         self.status_log.write('vmbackup.py', 'end', self.verdict().token, str(self.counts()))
         self.report_end('')
         if self.closing or self.skipped:
             self.call_hook('log-end', self.warnings, status=self.verdict().token)
         return self.exit_status()
-
-    def report(self) -> Record:
-        """Return what report_file gets."""
-        return dict(
-            schema=1, version=VERSION, host=this_host(),
-            config=portable(self.config.path), started=self.started,
-            backup_dir=portable(self.settings.backup_dir), finished=iso(now()),
-            status=self.verdict().token, signal=self.signum or None,
-            exit_status=self.exit_status(), warnings=self.warnings, errors=self.errors,
-            **self.identity, counts=self.counts()._asdict(),
-            vms=[each._asdict() for each in self.outcomes])
 
     def execute(self, plan: Plan) -> None:
         """Back up every VM of a plan; raise TargetError, Interrupted."""
@@ -6739,18 +6689,21 @@ class BackupRun(Shared):
                 Console.current.thread.begin = ''
                 ended.put(backup)
 
+        srs = {}               # type: Dict[VmBackup, Set[str]]    # uuids of those with its disks
         for backup in self.turns:
             with suppress(VmBackupError, ValueError):              # its own turn will show that
                 backup.exporter.choose(backup.job.vm)
-                for disk in backup.exporter.disks:
-                    backup.srs.add(disk.sr_uuid)
-                    backup.bytes += disk.size
-        waiting = sorted(self.turns, key=lambda backup: -backup.bytes)
+            srs[backup] = {disk.sr_uuid for disk in backup.exporter.disks}
+        waiting = sorted(self.turns, key=lambda backup: -sum(
+            disk.size for disk in backup.exporter.disks))
         running = []           # type: List[VmBackup]
+        per_sr = self.settings.parallel_per_sr or self.settings.parallel
         while True:
             following = None   # type: Optional[VmBackup]
             if len(running) < self.settings.parallel and not Signals.current.received:
-                following = next_backup(waiting, running, self.settings.parallel_per_sr)
+                read = Counter(sr for backup in running for sr in srs[backup])
+                following = next((backup for backup in waiting if all(
+                    read[sr] < per_sr for sr in srs[backup])), None)
             if following:
                 waiting.remove(following)
                 running.append(following)
@@ -6772,11 +6725,8 @@ class BackupRun(Shared):
         """Remove what runs have left, earlier ones that died or, at its end, this one."""
         self.not_removed.clear()
         del self.doubtful[:]
-        try:
+        with tolerating(self.warnings, 'snapshots of this run are not noted on this host'):
             prepare_notes()
-        except OSError as error:
-            log(f'***NOTE - cannot note snapshots in {error.filename} '
-                f'({error.strerror}): a later run may only speak of some')
         with self.surviving(), tolerating(self.warnings, 'cannot look for leftovers'):
             for history in self.store.histories():
                 self.clean_up_one(history)
@@ -6800,8 +6750,7 @@ class BackupRun(Shared):
         log(f'{title}: df -Th {self.store.root}')
         try:
             result = run(['df', '-Th', self.store.root], SHARE_TIMEOUT)
-            log(*('NOTE df failed: ' + decoded(result.stderr) if result.returncode else
-                  decoded(result.stdout)).splitlines())
+            log(*decoded(result.stdout + result.stderr).splitlines())
         except CommandFailed as error:
             log(f'NOTE {error}')
 

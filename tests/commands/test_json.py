@@ -189,7 +189,7 @@ class Documents(SavedCase):
                 (2, ('list', self.backups), 'table_of'), (2, ('list', self.backups), 'others_in'),
                 (3, ('status', self.config(*self.both)), 'select_histories'),
                 (2, ('verify', self.backups), 'histories_in'),
-                (2, ('password', self.config(*self.both), 'preview'), 'show_settings')):
+                (2, ('password', self.config(*self.both), 'preview'), 'program_problems')):
             if name == 'table_of':                 # which prints no JSON
                 self.assertIn('"schema"', self.vmbackup(*words, 'json').output)
                 continue

@@ -171,21 +171,6 @@ class Told(ParallelCase):
 
 
 class Order(ParallelCase):
-    @staticmethod
-    def backup(name, srs=()):
-        backup = VmBackup.VmBackup(shared_without_pool('/nowhere'), VmBackup.Job(
-            'vm-export', VmBackup.Vm(name, name, name, {}), 1, name))
-        backup.srs = set(srs)
-        return backup
-
-    def test_an_sr_that_is_in_use_lets_another_vm_go_first(self):
-        waiting = [self.backup('a', 'x'), self.backup('b', 'xy'), self.backup('c', 'y')]
-        running = [self.backup('d', 'x')]
-        self.assertEqual('c', VmBackup.next_backup(waiting, running, 1).job.vm.name)
-        self.assertEqual('a', VmBackup.next_backup(waiting, running, 2).job.vm.name)
-        self.assertIsNone(VmBackup.next_backup(waiting[:2], running, 1))
-        self.assertEqual('a', VmBackup.next_backup(waiting, [], 1).job.vm.name)
-
     def test_a_run_begins_with_the_largest_disks(self):
         sizes = ('64 KiB',), ('512 KiB',), ('96 KiB', '96 KiB'), ('256 KiB',)
         self.pool_description = {'vms': [{'name': name, 'ran': True, 'disks': list(disks)}
