@@ -171,6 +171,11 @@ class Told(ParallelCase):
 
 
 class Order(ParallelCase):
+    @staticmethod
+    def backup(name):
+        return VmBackup.VmBackup(shared_without_pool('/nowhere'), VmBackup.Job(
+            'vm-export', VmBackup.Vm(name, name, name, {}), 1, name))
+
     def test_a_run_begins_with_the_largest_disks(self):
         sizes = ('64 KiB',), ('512 KiB',), ('96 KiB', '96 KiB'), ('256 KiB',)
         self.pool_description = {'vms': [{'name': name, 'ran': True, 'disks': list(disks)}
