@@ -4137,13 +4137,13 @@ def xxh64_function() -> Optional[Callable]:
 
 @contextmanager
 def damaged_if_malformed() -> Context:
-    """Read an ova.xml within this; raise Damaged for what is missing or not as it should be."""
+    """Read XML within this; raise Damaged for what is missing or not as it should be."""
     import xmlrpc.client
     try:
         yield
     except (ValueError, TypeError, AttributeError, LookupError, ExpatError,
             xmlrpc.client.Error) as error:
-        raise Damaged(f'it does not describe a VM as xapi does: {error}')
+        raise Damaged(f'it is not as xapi writes it: {error}')
 
 
 def parse_xml(pieces: Pieces, root: str, unpacker: Any = None) -> None:
@@ -4533,11 +4533,9 @@ def read_form(form: str, reader: Any, size: Size) -> Proof:
     elif form == '.vhd':
         deque(reader.blocks(size), 0)      # to its end
     else:
-        try:
+        with damaged_if_malformed():
             parse_xml(map(bytes, iter(reader.read_on, b'')),
                       'database' if form == '.dump' else 'value')
-        except (ExpatError, ValueError, LookupError) as error:
-            raise Damaged(f'it is no well-formed XML: {error}')
     return reader.proof('structure')
 
 
