@@ -229,7 +229,6 @@ Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by th
 Records = Dict[str, Record]    # objects of xapi by reference
 Texts = Sequence[str]
 Strings = Dict[str, str]       # texts by texts
-Options = Strings              # of a command, all that it has; '' for those not given
 Pair = Tuple[str, str]
 DiskId = Pair                  # uuid and device
 DiskIds = Sequence[DiskId]
@@ -239,7 +238,6 @@ Warned = List[str]             # warnings, to which more may be added
 Size = Optional[int]           # bytes, None where nothing tells it
 Time = Optional[str]           # as iso() writes it, the same
 Context = Iterator[None]       # of a context manager
-Progress = Callable[[], Dict[str, float]]      # shares of what tasks have to do
 
 # Codes of ours, beside xapi's: a command did not end in time; a transfer did not move; xapi was not
 # there, so that nothing was begun; it was not, or ended meanwhile; a disk is somebody else's.
@@ -384,11 +382,6 @@ def compression_of(name: str) -> Compression:
 def plain_name(name: str) -> str:
     """Return a file's name without the ending of its compression."""
     return name[:len(name) - len(compression_of(name).ending)]
-
-
-def is_packed(name: str) -> bool:
-    """Tell whether a file is compressed, by its name."""
-    return compression_of(name).ending != ''
 
 # ----------------------------------------------------------------------------------------------
 # 3. Console: log lines, progress, text and byte forms, the only clock
@@ -643,11 +636,6 @@ class Console:
         with self.lock:
             self.put(self.output, text)
 
-    def write_document(self) -> None:
-        """Print the document, in which paths are the same in every locale."""
-        text = portable(json.dumps(self.document, ensure_ascii=False))
-        self.write(as_json(json.loads(text)))
-
     def put(self, stream: Any, text: str) -> None:
         """Print text where the cursor stands."""
         data = encoded(text)
@@ -692,9 +680,6 @@ class Rule(NamedTuple):
         return f'{self.method}={self.text}'
 
 
-Rules = Sequence[Rule]
-
-
 def parse_rule(method: str, text: str, where: str) -> Rule:
     """Divide NAME:N at the last colon where digits follow; the N of tag:N and uuid:N is none."""
     kind, word, keep = 'name', text, None
@@ -734,7 +719,7 @@ class CommandLine(NamedTuple):
     command: str = ''
     password: str = ''         # 3.25's first word, it or the name of its file; '' for local
     words: Texts = ()          # what it is about: a config file, a directory, a VM
-    options: Options = {}
+    options: Strings = {}      # all that the command has; '' for those not given
     keys: Strings = {}         # of the config file, in whose place they stand
     only: Texts = ()           # vm-selectors: of what the config selects only these
     doubt: str = ''            # what to tell where the login fails
@@ -849,7 +834,7 @@ class Config(NamedTuple):
     """What a config file says, with everything that is wrong in it."""
     path: str                  # of the file; '' for the defaults of the script's first page
     settings: Settings
-    rules: Rules
+    rules: Sequence[Rule]
     given: Dict[str, Pair]     # text and place of each key
     unexpected: Texts          # lines that cannot be understood: nothing can be done
     errors: Strings            # of keys whose values cannot be used: a preview can still go on
@@ -871,8 +856,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
         if name.startswith(('#', ';')) or not (name or equals):
             continue
         if not equals:
-            hint = ', a section: there are none here, delete the line' if name[0] == '[' else ''
-            unexpected.append(f'***ERROR not a key=value line: {name} ({place}){hint}')
+            unexpected.append(f'***ERROR not a key=value line: {name} ({place})')
         elif name in METHODS:
             rules.append(parse_rule(name, text, place))
         elif name in given:
@@ -945,16 +929,12 @@ def config_of(line: CommandLine) -> Config:
     """Read the config of a run, or have the defaults with vm-selectors. Raise VmBackupError."""
     rules = []                 # type: List[Rule]
     for word in line.words:
-        is_directory = isdir(native(word))
-        if names_file(word) and not is_directory:
+        if names_file(word) and ('/' in word or not isdir(native(word))):
             if len(line.words) == 1:
                 return read_config(line)
             # One of the other words may be a password.
             raise UsageError(f'a config file stands alone: {word} (vm=SELECTOR chooses some of its '
                              'VMs; a password goes into a file, password-file=FILE)')
-        if '/' in word and is_directory:
-            raise UsageError(f'a directory, not a config file: {word} (see VmBackup.py help '
-                             'backup)')
         rules.append(selector(word))
     for rule in rules:
         if search(r'/|\.\w{1,4}$', rule.text):
@@ -1179,7 +1159,7 @@ def chooses(rule: Rule, vm: Vm) -> bool:
 class Plan:
     """What a run will do, as its rules say one by one, and then `select`. Preview prints it, a run
     executes it. VMs are known by their references."""
-    def __init__(self, rules: Rules = (), vms: Vms = (), former: Strings = {},
+    def __init__(self, rules: Sequence[Rule] = (), vms: Vms = (), former: Strings = {},
                  saved: bool = False) -> None:
         self.rules = rules
         self.vms = vms
@@ -1314,7 +1294,7 @@ class DiskChoice(NamedTuple):
         return ''
 
 
-def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
+def select(rules: Sequence[Rule], vms: Vms, max_backups: int, honour_nobak: bool = False,
            former: Strings = {}, saved: bool = False) -> Plan:
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
     plan = Plan(rules, vms, former, saved)
@@ -1517,7 +1497,7 @@ class Watchdog:
     logged = 0.0               # seconds until its last line in the log
 
     def __init__(self, limit: float, size: Callable, verb: str, path: str,
-                 expected: int = 0, progress: Progress = dict) -> None:
+                 expected: int = 0, progress: Callable = dict) -> None:
         self.limit = limit         # seconds
         self.every = min(SHOW_EVERY if Console.current.terminal else LOOK_EVERY, limit / 4)
         self.size = size           # bytes so far
@@ -4066,7 +4046,7 @@ def open_config(line: CommandLine) -> Opened:
     config = read_config(line)
     refuse_unexpected(config)
     for text in config.errors.values():
-        raise ConfigError(text.partition(': ')[2])
+        raise ConfigError(text)
     return Opened('config', config.path, config, Store(config.settings))
 
 
@@ -4763,7 +4743,7 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
             size = snapshot.size
             if form == '.vhd':
                 size = rounded_up(size, VHD_BLOCK)
-            if is_packed(path):
+            if compression_of(path).ending:
                 values['unpack'] = f'{compression_of(path).unpack} {shell_word(path)}\n'
                 path = plain_name(path)
                 values['clean'] = f'rm {shell_word(path)}\n'
@@ -5570,7 +5550,7 @@ class Importer(Operator):
                    for vdi in self.pool.where('VDI', 'uuid', [uuid]).values())
         if made < max(size, 1):
             raise CommandFailed(f'xe vdi-create made no disk of {size} bytes')
-        if form == '.vhd' and not is_packed(path):
+        if form == '.vhd' and not compression_of(path).ending:
             # xapi reads it itself, as it takes none without a length, and leaves out zeros
             # (recorded from xapi 25.6.0 to 26.17.0). One percent may take as long as at 1 MB/s.
             others = self.pool.progress('VDI import')
@@ -6813,7 +6793,7 @@ class VerifyCommand(NamedTuple):
         """Verify backups of the VMs that a config chooses of all there are; return the choice."""
         plan = select_histories(histories_in(target), target.config)
         for text in () if dumps_too else plan.errors:
-            raise UsageError(text.partition(' ')[2])
+            raise UsageError(text)
         log(*plan.messages, *plan.errors)
         first = 0 if self.every else -1
         for number, job in enumerate(plan.jobs, 1):
@@ -7071,7 +7051,7 @@ class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
     kept = deleted = freed = 0
 
-    def __init__(self, target: Opened, options: Options) -> None:
+    def __init__(self, target: Opened, options: Strings) -> None:
         self.errors = Errors()
         self.store = target.store
         self.settings = target.config.settings
@@ -7174,7 +7154,7 @@ def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
         wanted = [job.vm.saved for job in plan.jobs]
     for text in plan.errors:
         if not any(uuid in text.lower() for uuid in pruning.vms):
-            raise UsageError(text.partition(' ')[2])
+            raise UsageError(text)
     for failure in plan.failures:
         log(f'***NOTE - no backups of {failure.name}')
     found = [(job, job.vm.saved, job.vm.saved in wanted) for job in chosen
@@ -7355,7 +7335,7 @@ class Sources:
 
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
-    def __init__(self, pool: Pool, sources: Sources, options: Options) -> None:
+    def __init__(self, pool: Pool, sources: Sources, options: Strings) -> None:
         super().__init__(pool, sources.store, Warnings(),
                          sources.config.settings.stall_timeout * 60)
         self.options = defaultdict(str, options)   # a test has not all of them
@@ -7450,7 +7430,8 @@ class Restorer(Importer):
         file = basename(chosen.path)
         raw, size = chosen.form == '.raw', 0
         if raw:
-            size = chosen.backup.disk_size(file) or (0 if is_packed(file) else size_of(chosen.path))
+            size = chosen.backup.disk_size(file) or (
+                0 if compression_of(file).ending else size_of(chosen.path))
         if not size:
             with opened(chosen.path, chosen.form) as reader:
                 size = sum(map(len, reader.pieces())) if raw else reader.read_head()[0]
@@ -7514,7 +7495,7 @@ def run_restore(line: CommandLine) -> int:
     else:
         plan = sources.select(sources.config)
         for text in plan.errors:
-            raise UsageError(text.partition(' ')[2])
+            raise UsageError(text)
         if line.options['name'] and len(plan.jobs) > 1:
             raise UsageError(f'{len(plan.jobs)} VMs cannot all get one name (leave out name=)')
     failed = Errors(plan.failures)
@@ -8136,7 +8117,6 @@ SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to
               'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
 FORMER_COMMANDS = ('restore', 'test-restore', 'create-password-file')    # of 5.0: PASSWORD NAME=...
 SWITCH = 'yes, no, true, false'  # what a flag may have behind a =
-DOCUMENTS = ('list', 'status', 'verify', 'preview')    # commands that can print JSON
 KEY = {key.name: key for key in KEYS}
 
 
@@ -8193,23 +8173,6 @@ def read_commands() -> Dict[str, Command]:
 COMMANDS = read_commands()
 
 
-def help_text(topic: str) -> str:
-    """Return the text of the commands help and example, or of the help of another one."""
-    if topic == 'help':
-        commands = '\n'.join(f'  {name:22s}{command.help.splitlines()[0]}'
-                             for name, command in COMMANDS.items())
-        return MAIN_HELP.format(version=VERSION, commands=commands)
-    if topic == 'example':
-        return EXAMPLES
-    if topic == 'version':
-        return f'VmBackup.py {VERSION}\n'
-    command = COMMANDS[topic]
-    text = f'Usage: VmBackup.py {command.usage()}\n\n{command.help}\n'
-    if 'Exit status' not in text:
-        text += '\n' + MAIN_HELP.splitlines()[-1] + '\n'
-    return text
-
-
 def value_text(name: str, config: Config) -> str:
     """Return what a config file says for a key's value, wherever it is read. Raise ConfigError."""
     value, place = config.given[name]
@@ -8223,9 +8186,10 @@ def value_text(name: str, config: Config) -> str:
     raise ConfigError(f'no config file can hold this: {name}={value} ({place})')
 
 
-def config_text(config: Config) -> str:
-    """Return a config file that says the same, or one to begin with."""
-    text = CONFIG_HEAD
+def run_config(line: CommandLine) -> int:
+    """Print a config file that says the same, or one to begin with; return the exit status. Raise
+    ConfigError."""
+    config, text = open_config(line).config, CONFIG_HEAD
     for key in KEYS:
         meaning = sub('^ +', '# ', key.meaning, flags=MULTILINE)
         name, default = key.name, key.default or 'empty'
@@ -8235,21 +8199,26 @@ def config_text(config: Config) -> str:
             name = name if name in SHOWN_KEYS else '#' + name
         text += f'\n{meaning}# (default: {default}{key.hint()})\n{name}={value}\n'
     rules = ''.join(f'{rule.method}={rule.text}\n' for rule in config.rules)
-    return text + CONFIG_RULES + (rules if config.path else SAMPLE_RULES)
-
-
-def run_config(line: CommandLine) -> int:
-    """The command `config`; return the exit status. Raise ConfigError."""
-    Console.current.write(config_text(open_config(line).config))
+    Console.current.write(text + CONFIG_RULES + (rules if config.path else SAMPLE_RULES))
     return SUCCESS.status
 
 
 def run_help(line: CommandLine) -> int:
     """The commands `help` and `example`; return the exit status. Raise UsageError."""
     topic = line.word or line.command
-    if topic not in (*COMMANDS, 'version'):
-        raise UsageError(f'no command: {topic}{nearest(topic, COMMANDS)} (see VmBackup.py help)')
-    Console.current.write(help_text(topic))
+    commands = '\n'.join(f'  {name:22s}{command.help.splitlines()[0]}'
+                         for name, command in COMMANDS.items())
+    texts = dict(help=MAIN_HELP.format(version=VERSION, commands=commands), example=EXAMPLES,
+                 version=f'VmBackup.py {VERSION}\n')
+    if topic not in texts:
+        if topic not in COMMANDS:
+            raise UsageError(f'no command: {topic}{nearest(topic, COMMANDS)} (see VmBackup.py '
+                             'help)')
+        text = f'Usage: VmBackup.py {COMMANDS[topic].usage()}\n\n{COMMANDS[topic].help}\n'
+        if 'Exit status' not in text:
+            text += '\n' + MAIN_HELP.splitlines()[-1] + '\n'
+        texts[topic] = text
+    Console.current.write(texts[topic])
     return SUCCESS.status
 
 
@@ -8349,13 +8318,11 @@ def parse_words(words: Texts) -> CommandLine:
 
 def plain_words(words: Texts) -> Texts:
     """Return a command line as it is, or one that asks for help in any way as `help` ..."""
-    alone = ''.join(words).lower().lstrip('-')
-    if len(words) == 1 and alone in ('h', 'help', 'example', 'config'):
-        return ['help' if alone == 'h' else alone]
+    if len(words) == 1 and words[0].lower() in ('help', 'example', 'config'):
+        return [words[0].lower()]
     before = words[:[*words, '--'].index('--')]
     commands = [word for word in before if word in COMMANDS][:1]
-    asked = {'-h', '--help'}.intersection(before)
-    if asked and (commands or words[0] not in asked):
+    if {'-h', '--help'}.intersection(map(str.lower, before)):
         return ['help', *commands]
     if words[:1] in (['--version'], ['version']):
         return ['help', 'version']
@@ -8381,7 +8348,7 @@ def heed(line: CommandLine, console: Console) -> None:
     command = 'preview' if line.options.get('preview') else line.command
     if command in ('config', 'status'):                # a file; one line for a plug-in
         console.stream = console.errors
-    if line.options.get('json') and command in DOCUMENTS:
+    if line.options.get('json') and command != 'backup':
         console.take_aside(command)
     console.quiet = line.options.get('quiet') == 'yes'
     console.terminal = console.stream and console.stream.isatty() and not console.quiet
@@ -8415,8 +8382,9 @@ def perform(words: Texts, program: str, console: Console) -> int:
             console.write(plugin_line('UNKNOWN', reason))
         else:
             tell_end('ERROR ' + reason, console)
-    if console.tell(error=reason, exit_status=status):
-        console.write_document()
+    if console.tell(error=reason, exit_status=status):     # paths the same in every locale
+        text = portable(json.dumps(console.document, ensure_ascii=False))
+        console.write(as_json(json.loads(text)))
     if console.lost not in (0, EPIPE) and (console.document or line.command in ('config', 'list')):
         console.stream, status = console.errors, max(status, ERROR.status)
         tell_end(f'ERROR what was printed is not whole: {os.strerror(console.lost)}', console)
