@@ -586,13 +586,6 @@ class Console:
                 if loud or not self.quiet or LOUD.match(text):
                     self.draw(line + '\n')
 
-    def take_aside(self, command: str) -> None:
-        """Write the log to standard error from now on; standard output gets a document."""
-        self.stream = self.errors
-        self.document = dict(
-            schema=1, version=VERSION, command=command, host=this_host(), when=iso(now()),
-            exit_status=0, error='', errors=[], warnings=[], notes=[])
-
     def tell(self, **more: Any) -> bool:
         """Take something into the document; return whether there is to be one."""
         if self.document:
@@ -888,17 +881,13 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                 errors[name] = f'ERROR: config {name} {error} -> {text} ({place}){key.hint()}'
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
-    report = values['report_file']
     rules += [selector(text)._replace(method='vm', text=text) for text in line.only]
-    password_file = line.options.get('password_file') or line.password
-    files = {'the config': path, 'the password file': native(password_file),
-             'status_log': values['status_log'], 'hook': values['hook'],
-             'mail_smtp_password_file': values['mail_smtp_password_file']}
-    for name, file in files.items():
-        if report and file and abspath(file) == report:        # a current directory may be gone
-            values['report_file'] = ''
-            errors['report_file'] = 'ERROR: config report_file would replace {} -> {} ({})'.format(
-                name, *given['report_file'])
+    files = [path, native(line.options.get('password_file') or line.password)] + [
+        values[name] for name in ('status_log', 'hook', 'mail_smtp_password_file')]
+    if values['report_file'] and values['report_file'] in map(abspath, filter(None, files)):
+        values['report_file'] = ''
+        errors['report_file'] = ('ERROR: config report_file would replace another file of this run '
+                                 '-> {} ({})'.format(*given['report_file']))
     return Config(path, Settings(**values), tuple(rules), given, tuple(unexpected), errors,
                   tuple(notes))
 
@@ -8346,10 +8335,12 @@ def tell_end(reason: str, console: Console) -> None:
 def heed(line: CommandLine, console: Console) -> None:
     """Have the console print as a command line asks for, whatever is wrong with it."""
     command = 'preview' if line.options.get('preview') else line.command
-    if command in ('config', 'status'):                # a file; one line for a plug-in
-        console.stream = console.errors
     if line.options.get('json') and command != 'backup':
-        console.take_aside(command)
+        console.document = dict(
+            schema=1, version=VERSION, command=command, host=this_host(), when=iso(now()),
+            exit_status=0, error='', errors=[], warnings=[], notes=[])
+    if console.document or command in ('config', 'status'):    # which a program reads
+        console.stream = console.errors
     console.quiet = line.options.get('quiet') == 'yes'
     console.terminal = console.stream and console.stream.isatty() and not console.quiet
 
@@ -8357,7 +8348,7 @@ def heed(line: CommandLine, console: Console) -> None:
 def perform(words: Texts, program: str, console: Console) -> int:
     """Do what a command line asks for, or tell why it cannot be done; return the exit status."""
     Console.current, signals = console, Signals.current
-    line, reason, signals.ended = CommandLine(), '', False
+    line, reason = CommandLine(), ''
     try:
         words = plain_words(words)
         if len(words) < 2 and ''.join(words) not in COMMANDS:
