@@ -5398,7 +5398,7 @@ class Importer(Operator):
         with self.store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
             settled = f'the next backup or restore with backup_dir {self.store.root} settles that'
             if not record.path:
-                settled = f'look there for {marked_name(record.mark)}'
+                settled = f'look there for {marked_name(record.mark)}, in names and other-config'
                 log(f'***NOTE - cannot write in {self.store.root}: if this is killed, what it made '
                     f'is left in the pool ({settled})')
             try:
