@@ -1249,6 +1249,7 @@ class Plan:
         if number and (number.lastindex == 2 or any(
                 matches(number.group(1), vm.name) for vm in self.vms)):
             self.invalid.append(rule)
+            self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text}{line}')
             return
         if self.only and not self.is_concerned('vm', rule):
             return
@@ -1321,8 +1322,6 @@ def select(rules: Sequence[Rule], vms: Vms, max_backups: int, honour_nobak: bool
         plan.remark('NOTE', f'both vm-export and vdi-export (this counts): {abbreviate(both)}')
     if plan.broken:
         plan.errors.append('ERROR regex errors found (see above) ')
-    plan.errors += [f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})'
-                    for rule in plan.invalid]
     for rule in plan.only:
         if not any(chooses(rule, job.vm) for job in plan.jobs):
             plan.errors.append(f'ERROR {rule} is none of the VMs that are selected')
@@ -6390,9 +6389,9 @@ class VmBackup(Turn):
             if not owner.rotates(backup):
                 whose, option = owner.other(backup), 'pool=' + backup.manifest.pool
                 if backup.manifest.pool in ('', owner.pool):
-                    uuid = backup.manifest.uuid
-                    option = 'vm=uuid:' + uuid
-                    whose += f', now called {self.pool.names.get(uuid, "nothing in this pool")}'
+                    option = 'vm=uuid:' + backup.manifest.uuid
+                    now_called = self.pool.names.get(backup.manifest.uuid)
+                    whose += f', now called {now_called}' if now_called else ''
                 self.shared.others['in {}, {} (to let them go: prune {} {} preview)'.format(
                     self.history.directory, whose,
                     shell_word(self.shared.config.path or 'CONFIG'), option)] += 1
@@ -6442,9 +6441,8 @@ class BackupRun(Shared):
         log(*config.notes,
             *[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages],
             'VmBackup.py running with these settings:')
-        shown = self.settings._asdict()
+        shown = {name: getattr(self.settings, name) for name in ALWAYS_SHOWN}
         shown['compress'] = {'none': 'False', 'gzip': 'True', 'zstd': 'zstd'}[shown['compress']]
-        shown = {name: shown[name] for name in ALWAYS_SHOWN}
         for name, (text, place) in config.given.items():
             if place != 'default':
                 shown.setdefault(name, text)
@@ -6470,18 +6468,17 @@ class BackupRun(Shared):
             log('ERROR in configuration settings...')
         return errors
 
-    def look_at_disks(self, plan: Plan) -> Texts:
-        """Remark on the disks of a plan's VMs; return those that are left out. Raise PoolError."""
+    def look_at_disks(self, plan: Plan) -> None:
+        """Remark on the disks of a plan's VMs. Raise PoolError."""
         vms = []               # type: List[Record]
-        left_out = []          # type: List[str]
         for job in plan.jobs:
             vm = job.vm
             exporter = self.exporter(job.method, [])
             exporter.choose(vm)
             vms.append(dict(name=vm.name, uuid=vm.uuid, method=job.method, keep=job.keep,
                             **disks_told(exporter)))
-            left_out += [f'  left out: {job.shown}/{LEFT_OUT.format(disk)}'
-                         for disk in exporter.left_out]
+            for disk in exporter.left_out:
+                plan.remark('NOTE', f'left out: {job.shown}/{LEFT_OUT.format(disk)}')
             if '~' + vm.uuid[:8] in job.shown:
                 plan.remark('NOTE', f'one of several VMs of its name, {job.shown}: '
                                     f'{job.method}=uuid:{self.pool.vm_words(vm)}')
@@ -6494,7 +6491,6 @@ class BackupRun(Shared):
             for level, text in exporter.remarks():
                 plan.remark(level, f'{job.shown}: {text}')
         Console.current.tell(vms=vms)
-        return left_out
 
     def preview(self, line: CommandLine) -> int:
         """Print what a run would do; return the exit status. Raise VmBackupError."""
@@ -6507,12 +6503,11 @@ class BackupRun(Shared):
                 vms=[], excluded=plan.excluded, not_covered=plan.uncovered,
                 failures=[dict(name=each.name, method=each.method, error=each.error)
                           for each in plan.failures])
-            left_out = () if plan.errors else self.look_at_disks(plan)
+            if not plan.errors:
+                self.look_at_disks(plan)
         if self.check(plan):
             return ERROR.status
         log('Checking all VMs for duplicate names ...')
-        if left_out:
-            log(f'  left out disks (cnt)= {len(left_out)}', *left_out)
         if plan.uncovered and self.config.path:
             log(f'  not covered by any line (cnt)= {len(plan.uncovered)}',
                 '  not covered by any line: ' + ', '.join(sorted(plan.uncovered)))
