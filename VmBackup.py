@@ -766,11 +766,6 @@ def address(text: str) -> str:
     return fitting(text, f'{part}(@{part})?', 'name@host')
 
 
-def addresses(text: str) -> Texts:
-    """Return mail addresses that are separated by commas."""
-    return tuple(address(part.strip()) for part in text.split(',') if part.strip())
-
-
 class Key(NamedTuple):
     """A key of the config file, or an option of a command."""
     name: str
@@ -807,7 +802,8 @@ CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
                     absolute),
     compress=lambda word: {'true': 'gzip', 'false': 'none'}.get(word, word),   # as 3.25
     pre_clean=lambda word: word == 'true', honour_nobak=lambda word: word == 'yes',
-    backup_dir_pattern=directory_pattern, vdi_disks=devices, mail_to=addresses,
+    backup_dir_pattern=directory_pattern, vdi_disks=devices,
+    mail_to=lambda text: tuple(address(part.strip()) for part in text.split(',') if part.strip()),
     min_free=lambda text: fitting(text, '[0-9]{1,6}[KMGT]|[0-9]{1,2}%', '10% or 500M, 50G, 2T'),
     mail_from=address, mail_smtp_server=lambda text: text or 'localhost',
     mail_helo=lambda text: fitting(text, r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]',     # or address
@@ -818,8 +814,10 @@ OF_ALL_VMS = dict(pool_db_backup=('0', 'default'), report_file=('', 'default')) 
 INVENTORY = '/etc/xensource-inventory'
 # Types of file systems of one host.
 LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()
-POOL_VERIFIES = '/var/xapi/verify-certificates'    # is there where hosts check each other's
-POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'     # those that they show each other
+# Is there if this host checks the certificates of its pool's hosts, which it may be told not to,
+# and these (xapi: xapi.ml, init_tls_verification; certificates.ml).
+POOL_VERIFIES = '/var/xapi/verify-certificates'
+POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'
 Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of a run
 
 
@@ -1071,12 +1069,6 @@ def installation_uuid() -> str:
         for uuid in findall("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), MULTILINE):
             return uuid
     return ''
-
-
-def pool_certificates() -> Optional[str]:
-    """Return the file with the certificates of this pool's hosts if this host checks these, which
-    it may be told not to (xapi: xapi.ml, init_tls_verification; certificates.ml), else None."""
-    return POOL_CERTIFICATES if exists(POOL_VERIFIES) else None
 
 
 # ----------------------------------------------------------------------------------------------
@@ -2009,7 +2001,7 @@ class Pool:
             raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
         self.shown = sub('//.*@', '//', url)        # without a password
         options = {'timeout': XAPI_TIMEOUT, 'user_agent': 'VmBackup/' + VERSION}
-        bundle = pool_certificates()
+        bundle = POOL_CERTIFICATES if names_file(POOL_VERIFIES) else None
         try:
             if url.startswith('unix:/'):
                 self.session = XenAPI.xapi_local(native(url[len('unix:'):]), **options)
