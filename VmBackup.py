@@ -78,7 +78,7 @@ import unicodedata
 from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
-from errno import (EACCES, EAGAIN, EDQUOT, EEXIST, EFBIG, EINVAL, EIO, EISDIR, ELOOP, EMLINK,
+from errno import (EACCES, EAGAIN, EDQUOT, EEXIST, EFBIG, EINVAL, EIO, ELOOP, EMLINK,
                    ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS, ESTALE,
                    EXDEV)
 from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
@@ -2409,7 +2409,7 @@ def twin_part(name: str, uuid: str) -> str:
 def folded(name: str) -> str:
     """Return a name without what some shares take for no difference: case (SMB, NTFS, APFS), how
     letters are composed (APFS, HFS+, ZFS), dots and blanks at the end (Windows servers)."""
-    text = unicodedata.normalize('NFD', encoded(name).decode('utf-8', 'replace'))
+    text = encoded(name).decode('utf-8', 'replace')
     return unicodedata.normalize('NFD', text.casefold()).rstrip('. ')
 
 
@@ -2567,11 +2567,10 @@ def is_dropped(path: str) -> bool:
 
 def sift(path: str, is_ours: Callable, part: str = '') -> Sifted:
     """Yield what is in a directory; 'ours' is told by the path from there. Archives and images come
-    first, what is dropped last, and what is in a directory of ours before it; one with something of
-    a person in it counts for nothing itself, and nobody looks into others. Raise OSError."""
+    first, what is in a directory of ours before it; one with something of a person in it counts for
+    nothing itself, and nobody looks into others. Raise OSError."""
     found = names_in(f'{path}/{part}'.rstrip('/'))
-    for name in sorted(found, key=lambda name: (
-            bool(DROPPED.search(name)), not name.endswith(IMAGES), name)):
+    for name in sorted(found, key=lambda name: (not name.endswith(IMAGES), name)):
         each = part + name
         whose = 'ours'
         if is_dropped(f'{path}/{each}'):
@@ -2600,8 +2599,6 @@ def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 
                 raise OSError(EEXIST, 'exists')
             if S_ISLNK(status.st_mode):
                 raise OSError(ELOOP, 'is a symbolic link')
-            if S_ISDIR(status.st_mode):
-                raise OSError(EISDIR, 'is a directory')
             if not S_ISREG(status.st_mode):
                 raise OSError(EINVAL, 'is not a regular file')
             if status.st_nlink > names:
@@ -2780,7 +2777,6 @@ def write_whole(path: str, data: bytes) -> None:
     temporary = f'{path}.{random_digits()}{NEW}'       # others may write it now, too
     try:
         with naming(path), create(temporary) as stream:
-            os.fchmod(stream.fileno(), 0o600)          # whatever the umask
             stream.write(data)
             stream.flush()
             os.fsync(stream)
@@ -2819,20 +2815,10 @@ def refuse_mounts(path: str) -> None:
             raise TargetError(f'another file system is mounted at {point}')
 
 
-def dated(pattern: str) -> Any:
-    """Compile the expression of a strftime pattern of directory_pattern's kind."""
-    expression = re.escape(pattern)
-    for letter, digits in zip('YmdHMS', '422222'):
-        expression = expression.replace(re.escape('%' + letter), f'(?P<{letter}>[0-9]{{{digits}}})')
-    return re.compile(expression + r'\Z', IGNORECASE)      # as a share may list it
-
-
-def new_paths(directory: str, pattern: str, when: datetime) -> Iterator[str]:
-    """Yield paths that a pattern makes of a time and the seconds after it, as one may be taken."""
-    for seconds in range(60):
-        yield join(directory, sub(     # on 3.6 strftime takes ASCII under LANG=C
-            '%[YmdHMS]', lambda found: (when + timedelta(seconds=seconds)).strftime(found.group()),
-            pattern))
+def dated(pattern: str, when: datetime) -> str:
+    """Return the name that a pattern of directory_pattern's kind makes of a time."""
+    # On 3.6 strftime takes ASCII under LANG=C.
+    return sub('%[YmdHMS]', lambda found: when.strftime(found.group()), pattern)
 
 
 def process(number: str = 'self') -> str:
@@ -2843,20 +2829,17 @@ def process(number: str = 'self') -> str:
     return ''
 
 
-def note_of(path: str) -> str:
-    """Return the path of this host's own note of a record. Raise OSError if others can write it."""
+def note_of(path: str, making: bool = False) -> str:
+    """Return the path of this host's own note of a record, whose directory is made if that is asked
+    and it is missing. Raise OSError if others can write it."""
     import hashlib
     directory = os.environ.get('VMBACKUP_STATE') or STATE
+    if making:
+        make_directory(directory)
     found = status_of(directory)
     if not S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise OSError(EPERM, 'no directory that only its owner can change', directory)
     return f'{directory}/{hashlib.sha256(encoded(path)).hexdigest():.32}.json'
-
-
-def prepare_notes() -> None:
-    """Make the place of this host's notes, if it is missing. Raise OSError as `note_of`."""
-    make_directory(os.environ.get('VMBACKUP_STATE') or STATE)
-    note_of('')
 
 
 def own_pool() -> str:
@@ -2873,6 +2856,14 @@ def programs_with(word: str, variable: str = '') -> Iterator[int]:
             if (encoded(word) in read_file(f'/proc/{number}/cmdline', 2**20) and
                     encoded(variable) in read_file(f'/proc/{number}/environ', 2**20)):
                 yield int(number)
+
+
+REF = re.compile(r'OpaqueRef:[\w-]+\Z').match
+SOUND = {                  # by fields of records: what tells that a value can be what we wrote
+    'kind': ('VM', 'VDI').count, 'label': re.compile('RESTORE_|SNAP_').match, 'ref': REF,
+    'uuid': re.compile(f'({UUID})?\\Z').match, 'mark': re.compile('[0-9a-f]{32}\\Z').match,
+    'begun': seconds_of, **dict.fromkeys(['before', 'sources', 'disks'],
+                                         lambda refs: all(map(REF, refs)))}
 
 
 class Intent(NamedTuple):
@@ -2897,17 +2888,6 @@ class Intent(NamedTuple):
     damaged = (f'{INTENT}, the record of a snapshot, is damaged (look for the snapshot, then '
                'delete the record)')
 
-    def is_sound(self) -> bool:
-        """Return whether what xapi is asked for can be what we wrote."""
-        return (self.kind in ('VM', 'VDI') and self.label.startswith(('RESTORE_', 'SNAP_')) and
-                match(f'({UUID})?\\Z', self.uuid) is not None and
-                all(match(r'OpaqueRef:[\w-]+\Z', ref)
-                    for ref in (self.ref, *self.before, *self.sources, *self.disks)))
-
-    def name_of(self, source: str) -> str:
-        """Return the name that a source had when the snapshot was meant to be made."""
-        return dict(zip(self.sources, self.names)).get(source, '')
-
 
 class Restoring(NamedTuple):
     """A restore, written down before it makes anything in the pool."""
@@ -2920,13 +2900,10 @@ class Restoring(NamedTuple):
     path: str = ''             # of the record; '' where none could be written
     handle: int = -1           # of it while it is locked
     complete: bool = False     # nothing is to be removed any more
+    noted: bool = False        # see Intent
 
     damaged = (f'the record of a restore is damaged (look for a VM with {MARK} in its '
                'other-config, then delete the record)')
-
-    def is_sound(self) -> bool:
-        """Return whether what is looked for in the pool can be what we wrote."""
-        return match('[0-9a-f]{32}\\Z', self.mark) is not None
 
 
 class LastRun(NamedTuple):
@@ -2941,32 +2918,33 @@ class LastRun(NamedTuple):
 
     damaged = 'the record of a run in backup_dir is damaged (delete .run-*.json there)'
 
-    def is_sound(self) -> bool:
-        """Return whether it can be what we wrote; raise ValueError if it has no time."""
-        return bool(seconds_of(self.begun))
-
 
 def parse_record(kind: Any, data: bytes) -> Any:
     """Return the record of such a kind that a file holds; raise TargetError if it holds none."""
     with suppress(ValueError, TypeError):
-        told = parse_json(data.partition(b'\ncomplete')[0])    # see mark_complete
+        data, complete, _ = data.partition(b'\ncomplete')      # see mark_complete
+        told = parse_json(data)
+        if complete:
+            told['complete'] = True
         record = kind(**{name: told[name] for name in kind._fields if name in told})
-        if all(map(isinstance, record, kind.__annotations__.values())) and record.is_sound():
+        if all(map(isinstance, record, kind.__annotations__.values())) and all(
+                SOUND[name](getattr(record, name)) for name in kind._fields if name in SOUND):
             return record
     raise TargetError(kind.damaged)
 
 
-def noted(kind: Any, path: str) -> Any:
-    """Return the record that this host has noted for that path on the share, None without one."""
+def read_record(kind: Any, path: str, data: bytes) -> Any:
+    """Return what this host has noted of a record on the share or else what that holds; raise
+    TargetError if it holds none."""
     with suppress(OSError, TargetError):
-        return parse_record(kind, load(note_of(path)))
-    return None
+        return parse_record(kind, load(note_of(path)))._replace(noted=True)
+    return parse_record(kind, data)._replace(noted=False)
 
 
-def is_in_work(record: Any, elsewhere: Callable = lambda: True) -> bool:
+def is_in_work(record: Any, elsewhere: Callable = lambda record: True) -> bool:
     """Return whether a record's process may go on; `elsewhere` tells that of another host's."""
     if record.host != this_host():
-        return elsewhere()
+        return elsewhere(record)
     run = record.process
     return (run != process() and match(r'[0-9]+ [0-9]+\Z', run) is not None and
             process(run.split()[0]) == run)
@@ -3040,13 +3018,10 @@ def finding(found: Record) -> Record:
     """Return what a manifest tells of a verification or a test restore, {} where there was none."""
     if not found:
         return {}
-    fault, proved, seconds = map(found.get, ('fault', 'proved', 'seconds'))
-    if fault is not None:
-        fault = value_in(found, 'fault') or 'unknown'
-    return {'when': as_time(found.get('when')), 'fault': fault,
-            'proved': proved if proved in list(PROVED) else None,
-            'sr': value_in(found, 'sr') or None,
-            'seconds': seconds if isinstance(seconds, int) else None}
+    proved = value_in(found, 'proved')
+    return {'when': as_time(found.get('when')), 'fault': value_in(found, 'fault') or None,
+            'proved': proved if proved in PROVED else None,
+            'sr': value_in(found, 'sr') or None, 'seconds': value_in(found, 'seconds', 0) or None}
 
 
 class Manifest(NamedTuple):
@@ -3128,7 +3103,7 @@ def manifest_of(document: Record) -> Manifest:
 
 def document_in(directory: str) -> Record:
     """Return all that a backup's manifest tells, {} for none or a damaged one. Raise OSError."""
-    with allowing(ENOENT, EINVAL, EISDIR), suppress(ValueError):
+    with allowing(ENOENT, EINVAL), suppress(ValueError):
         document = parse_json(load(f'{directory}/{MANIFEST}'))
         if isinstance(document, dict):
             return document
@@ -3165,19 +3140,19 @@ class Backup(NamedTuple):
         return ''
 
     def with_devices(self) -> Manifest:
-        """Return its manifest, with what its files tell: 3.25 wrote none, 5.0.0 not all disks, but
+        """Return its manifest, with what its files tell: 3.25 wrote none, 5.0.0 no other disks, but
         vm.cfg, and a DISK-xvda for each disk of the VM. Raise OSError."""
         manifest = self.manifest
         devices = [name[5:] for name, is_directory in sorted(names_in(self.path).items())
                    if is_directory and name.upper().startswith('DISK-')]
         if not manifest.known:
             whole = any('.xva' in name for name in self.archives())
-            manifest = manifest._replace(
+            manifest = Manifest(
                 name=self.told('vm.cfg', 'name_label'), uuid=self.told('vm.cfg', 'orig_uuid'),
                 disks=[{'device': device} for device in devices if whole or device == 'xvda'])
-        known = [disk.get('device') for disk in manifest.disks + manifest.left_out]
-        return manifest._replace(left_out=manifest.left_out + [
-            {'device': device} for device in devices if device not in known])
+        held = [disk.get('device') for disk in manifest.disks]
+        return manifest._replace(left_out=[
+            {'device': device} for device in devices if device not in held])
 
     def archives(self) -> Texts:
         """Return the names of its archives and images: those in the manifest, packed by now or not;
@@ -3189,12 +3164,10 @@ class Backup(NamedTuple):
             gone = [plain_name(name) for name in known if name not in map(folded, found)]
             return [name for name in found
                     if folded(name) in known or plain_name(folded(name)) in gone]
-        for base in basename(dirname(self.path)), path_part(self.told('vm.cfg', 'name_label')):
-            stem = f'({re.escape(folded(base))}|disk-([xhs]v?d[a-z]+|[0-9]+))\\Z'
-            named = [name for name in found if match(stem, folded(splitext(plain_name(name))[0]))]
-            if named:
-                return named
-        return found if self.has_marker() else []
+        bases = basename(dirname(self.path)), path_part(self.told('vm.cfg', 'name_label'))
+        stem = '({}|{}|disk-([xhs]v?d[a-z]+|[0-9]+))\\Z'.format(*map(re.escape, map(folded, bases)))
+        named = [name for name in found if match(stem, folded(splitext(plain_name(name))[0]))]
+        return named or (found if self.has_marker() else [])
 
     def check_archives(self) -> Texts:
         """Return `archives`; raise Damaged if one in the manifest is missing, or all."""
@@ -3240,9 +3213,7 @@ class Backup(NamedTuple):
     def intent(self) -> Optional[Intent]:
         """Return the snapshot that may be in the pool: this host's note, or a record, or None."""
         with suppress(FileNotFoundError):
-            data = load(self.file(INTENT))
-            known = noted(Intent, self.file(INTENT))
-            return (known or parse_record(Intent, data))._replace(noted=known is not None)
+            return read_record(Intent, self.file(INTENT), load(self.file(INTENT)))
         return None
 
 
@@ -3266,9 +3237,8 @@ def read_backup(path: str, date: Optional[datetime]) -> Backup:
             if good or date:
                 if manifest.earlier is None:
                     manifest = seen.with_devices()
-                sizes = {name: size for name, size in manifest.files.items()
-                         if name.endswith(IMAGES)} or {
-                    name: status_of(seen.file(name)).st_size for name in seen.archives()}
+                sizes = {name: manifest.files.get(name) or size_of(seen.file(name))
+                         for name in manifest.images() or seen.archives()}
                 if not good and seen.owners() == {'person'}:
                     outcome = 'remains'
     except FileNotFoundError:
@@ -3293,8 +3263,9 @@ def disks_in_none(manifests: Iterable[Manifest], disks: DiskIds) -> str:
     return ', '.join(disk[1] for disk in disks if not has_disk(held, disk, disks))
 
 
-def of_pool(pool: str, backups: Backups) -> Backups:
-    """Return those of a pool or, where there are none, all."""
+def of_own_pool(backups: Backups) -> Backups:
+    """Return those of this host's pool or, where there are none, all."""
+    pool = own_pool()
     return [backup for backup in backups if pool and backup.manifest.pool in ('', pool)] or backups
 
 
@@ -3313,7 +3284,7 @@ class History:
 
     def __init__(self, directory: str, patterns: Texts) -> None:
         self.directory = directory
-        self.expressions = [dated(pattern) for pattern in patterns]
+        self.patterns = patterns
         self.listed = None     # type: Optional[List[str]]
         self.known = {}        # type: Dict[str, Backup]
         self.refused = ''      # why it was not looked into
@@ -3340,34 +3311,30 @@ class History:
 
     def date_of(self, name: str) -> Optional[datetime]:
         """Return the time that a directory's name stands for, None if it is not one of ours."""
-        for expression in self.expressions:
-            found = expression.match(name)
-            if found:
-                with suppress(ValueError):             # the 31st of February
-                    when = datetime(*map(int, found.group(*'YmdHMS')))
-                    if 1970 <= when.year < 9000:       # as seconds_of
-                        return when
+        for pattern in self.patterns:
+            with suppress(ValueError):
+                when = datetime.strptime(name, pattern)
+                # strptime takes less than two digits, too; a share may list it in another case.
+                if (1970 <= when.year < 9000           # as seconds_of
+                        and dated(pattern, when).lower() == name.lower()):
+                    return when
         return None
 
-    def read(self, renamed: bool = False) -> Iterator[Backup]:
-        """Read the dated directories, the newest by its name first, if `renamed` others, too."""
+    def backups(self, renamed: bool = False) -> Backups:
+        """Read the dated directories, if `renamed` others, too; return them, oldest first: by
+        numbers; 3.25's and failures by their time."""
         dates = {name: self.date_of(name) for name in self.names()}
-        names = sorted(filter(dates.get, dates), key=dates.__getitem__, reverse=True)
-        if renamed:
-            names += [name for name in dates if not (dates[name] or name.startswith('.'))]
-        if not names:                                  # perhaps as it cannot be opened
-            return
-        with suppress(FileNotFoundError), hold(self.directory):
+        names = [name for name in dates
+                 if dates[name] or renamed and not name.startswith('.')]
+        found = []             # type: List[Backup]
+        # Without any, perhaps it cannot be opened.
+        with suppress(FileNotFoundError), hold(self.directory) if names else ExitStack():
             for name in names:
                 with suppress(FileNotFoundError):
                     if name not in self.known:
                         self.known[name] = read_backup(f'{self.directory}/{name}', dates[name])
-                    yield self.known[name]
-
-    def backups(self, renamed: bool = False) -> Backups:
-        """Return what `read` does, oldest first: by numbers; 3.25's and failures by their time."""
-        found = sorted(self.read(renamed),
-                       key=lambda each: (each.manifest.number, each.when, each.path))
+                    found.append(self.known[name])
+        found.sort(key=lambda each: (each.manifest.number, each.when, each.path))
         numbered = [backup for backup in found if backup.manifest.number]
         others = found[:len(found) - len(numbered)]
         return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
@@ -3402,9 +3369,7 @@ class History:
     def last_owner(self) -> Manifest:
         """Return whose they are by the newest backup that tells it, one of our pool if any is."""
         found = [backup for backup in self.completed()[::-1] if backup.manifest.uuid]
-        for backup in of_pool(own_pool(), found):
-            return backup.manifest
-        return Manifest()
+        return (*of_own_pool(found), Backup(''))[0].manifest
 
     def disks(self, owner: Manifest) -> DiskIds:
         """Return uuid and device of each disk of a VM, by its newest backup that tells of any."""
@@ -3416,35 +3381,32 @@ class History:
     def vm_name(self) -> str:
         """Return its VM's name: the newest manifest's, if the directory is called so, or that."""
         part = basename(self.directory)
-        for backup in self.read():
+        for backup in reversed(self.backups()):
             name = backup.manifest.name
             if name and folded(part) in map(folded, (
                     path_part(name), twin_part(name, backup.manifest.uuid))):
                 return name
-        return sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
-                   encoded(part).decode('utf-8', 'replace')).replace('\0', '')  # path_part
+        return encoded(part).decode('utf-8', 'replace')
 
     def owner(self) -> Vm:
-        """Return the VM that they are of, its uuid by the newest, also a failure, and its tags."""
+        """Return the VM that they are of, by the newest that tells it, of our pool if any is; its
+        tags by the newest completed one, or a newer one that has them."""
+        found = [backup for backup in reversed(self.backups(True)) if backup.manifest.uuid]
         uuid = ''
         record = {}            # type: Record
-        for pool in (own_pool(), ''):                  # if any is of this host's pool
-            for backup in () if uuid else self.read(True):
-                manifest = backup.manifest
-                if pool and manifest.pool not in ('', pool):
-                    continue
-                if uuid and manifest.uuid != uuid:
-                    break                              # it was another VM's before
-                uuid = manifest.uuid
-                if uuid and manifest.tags is not None:
-                    record = {'tags': manifest.tags}
-                if record or uuid and backup.outcome in COMPLETE:
-                    break
+        for backup in of_own_pool(found):
+            if uuid and backup.manifest.uuid != uuid:
+                break                                  # it was another VM's before
+            uuid = backup.manifest.uuid
+            if backup.manifest.tags is not None:
+                record = {'tags': backup.manifest.tags}
+            if record or backup.outcome in COMPLETE:
+                break
         return Vm(self.directory, uuid, self.vm_name(), record, self)
 
     def user_of(self, uuids: Texts) -> str:
         """Return which of some VMs uses it, by the newest record, or else a claim; '' for none."""
-        for backup in self.read():
+        for backup in reversed(self.backups()):
             if backup.manifest.uuid in uuids:
                 return backup.manifest.uuid
         return min((uuid for uuid in uuids if CLAIM + uuid in self.names()), default='')
@@ -3516,8 +3478,7 @@ def telling_trouble(path: str, place: str = 'path') -> Context:
 def refuse_missing(word: str, wanted: str = 'file or directory') -> None:
     """Raise UsageError for a path where none is; TargetError if its share is not mounted."""
     mount_of(abspath(native(word)), 'auto')
-    remark = '' if '/' in word or 'see' in wanted else ' (a VM is chosen with vm= behind one)'
-    raise UsageError(f'no such {wanted}: {word}{remark}')
+    raise UsageError(f'no such {wanted}: {word}')
 
 
 class Catalogue:
@@ -3562,7 +3523,7 @@ class Catalogue:
     def histories(self) -> Histories:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         with telling_trouble(self.root, BACKUP_DIR):
-            found = [self.history(name) for name in names_in(self.root) if name[0] != '.']
+            found = [self.history(name) for name in sorted(names_in(self.root)) if name[0] != '.']
         return [history for history in found       # a VM may be called #recycle
                 if not DROPPED.search(basename(history.directory)) or history.holds_any()]
 
@@ -3586,38 +3547,36 @@ class Catalogue:
     def leftovers(self, histories: Histories, patience: float) -> Dict[str, Texts]:
         """Return paths of records that are damaged, or whose process has gone (on another host:
         after so many seconds), by what settles them. Lock nothing. Raise TargetError, OSError."""
-        paths = [backup.file(INTENT) for history in histories for backup in history.with_intent()]
+        records = [(Intent, backup.file(INTENT)) for history in histories
+                   for backup in history.with_intent()]    # type: List[Any]
+        records += [(Restoring, path) for path in self.restores().values()]
         left = defaultdict(list)       # type: Dict[str, List[str]]
-        for path in [*paths, *self.restores().values()]:
-            kind = Intent if path in paths else Restoring
-            try:
-                data = load(path)
-                if not data and kind is Restoring:     # it has made nothing yet
-                    continue
-                record = parse_record(kind, data)
-                if is_in_work(record, lambda: -seconds_ahead(record.since) <= patience):
-                    continue
-                where = f' in pool {record.pool}' if own_pool() not in ('', record.pool) else ''
-                remedy = f'the next run{where} settles that or says what to do'
+        for kind, path in records:
+            remedy = ''
+            try:               # it was settled, or is locked (CIFS then lets nobody else read it)
+                with suppress(FileNotFoundError, PermissionError):
+                    data = load(path)
+                    # A restore's has nothing in it before it makes something.
+                    if (data or kind is Intent) and not is_in_work(
+                            parse_record(kind, data),
+                            lambda record: -seconds_ahead(record.since) <= patience):
+                        remedy = 'the next run in its pool settles that or says what to do'
             except (OSError, TargetError, ValueError) as error:
-                # It was settled meanwhile, or is locked (CIFS then lets nobody else read it).
-                if isinstance(error, (FileNotFoundError, PermissionError)):
-                    continue
                 remedy = reason_of(error)
-            left[remedy].append(path)
+            if remedy:
+                left[remedy].append(path)
         return left
 
 
 def dumps_in(directory: str, ending: str = '') -> Texts:
     """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
     return sorted(join(directory, name) for name in names_in(directory)
-                  if match(rf'pool_db_[0-9]{{8}}-[0-9]{{6}}\.dump{re.escape(ending)}\Z', name))
+                  if match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump' + ending + r'\Z', name))
 
 
 def select_histories(histories: Histories, config: Config, keep: int = 1) -> Plan:
     """Choose of those with backups or failures' records; say what was not found."""
-    vms = [history.owner() for history in sorted(filter(History.holds_any, histories),
-                                                 key=lambda each: each.directory)]
+    vms = [history.owner() for history in histories if history.holds_any()]
     rules = config.rules
     if all(rule.method == 'vm' for rule in rules):
         rules = (selector(''), *rules)                 # of all
@@ -3652,8 +3611,7 @@ def add_to_manifest(backup: Backup, **results: Record) -> None:
 def note(path: str, record: Any) -> None:
     """Note a record on the share, with its path there, on this host, if that can be done."""
     with suppress(OSError):
-        prepare_notes()
-        write_json(note_of(path), record._asdict())
+        write_json(note_of(path, True), record._asdict())
 
 
 def drop_record(path: str) -> None:
@@ -3749,10 +3707,10 @@ class Store(Catalogue):
     noted = False              # that was said
     threads = {}               # type: Dict[str, Lock]   # of ours, one after the other
 
-    def directory_of(self, vm: Vm, names: Strings, patience: float) -> History:
+    def directory_of(self, vm: Vm, names: Strings) -> History:
         """Return the directory of a VM: that of its name or, if another VM uses that whose name a
         share may take for the same, one of its own, which it keeps; `names`: of all VMs, by uuid.
-        Raise TargetError if this has another VM's backups, as of 5.0.0; BackupFailed, OSError."""
+        Raise BackupFailed, TargetError, OSError."""
         part = path_part(vm.name)
         history = self.history(part)
         own = self.history(twin_part(vm.name, vm.uuid))
@@ -3761,13 +3719,9 @@ class Store(Catalogue):
             return own
         if len(alike) < 2:
             return history
-        with self.locked(CLAIM, max(patience, CLAIM_PATIENCE)):
+        with self.locked(CLAIM, CLAIM_PATIENCE):
             if history.user_of(alike) not in ('', vm.uuid):
                 history = own
-                other = own.as_it_is().owner().uuid
-                if other:
-                    raise TargetError(f'{own.directory} has backups of another VM, {other} (rename '
-                                      'this directory)')
             make_directory(history.directory)
             make_directory(f'{history.directory}/{CLAIM}{vm.uuid}')
         return history
@@ -3776,7 +3730,9 @@ class Store(Catalogue):
         """Make a new dated directory, a few seconds later where that one exists."""
         make_directory(history.directory)
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
-        for path in new_paths(history.directory, self.patterns[0], when):
+        for seconds in range(60):                      # as one may be taken
+            name = dated(self.patterns[0], when + timedelta(seconds=seconds))
+            path = f'{history.directory}/{name}'
             if make_directory(path):
                 return NewBackup(path, manifest=Manifest(number=number))
         raise TargetError(f'cannot make a new directory below {history.directory}')
@@ -3803,13 +3759,10 @@ class Store(Catalogue):
 
     def try_writing(self) -> None:
         """Make an empty file and remove it again; raise TargetError if that is not possible."""
-        path = self.write_test()
-
-        def attempt() -> None:
-            create(path).close()
-            remove(path)
+        path, what = self.write_test(), f'backup_dir {self.root}'
         try:
-            bounded(f'backup_dir {self.root}', attempt)
+            bounded(what, write_whole, path, b'')
+            bounded(what, remove, path)
         except OSError as error:
             raise TargetError(f'cannot write in backup_dir {self.root}: {reason_of(error)}')
 
@@ -3823,16 +3776,15 @@ class Store(Catalogue):
         """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
         total, free = room_in(self.root)
         free += gain
-        wanted = {}
-        if least:
-            number = int(least[:-1])
-            wanted[f'min_free={least}'] = (total * number // 100 if least.endswith('%') else
-                                           number << 10 * ' KMGT'.index(least[-1]))
-        if last:
-            wanted[f'{human_size(last)} for a backup as large as the last'] = last
-        if total and free < max(wanted.values(), default=0):
+        number = int(least[:-1] or 0)
+        wanted = {
+            f'min_free={least}': (total * number // 100 if least.endswith('%') else
+                                  number << 10 * ' KMGT'.index(least[-1:])),
+            f'{human_size(last)} for a backup as large as the last': last}
+        if total and free < max(wanted.values()):
             raise BackupFailed('NO-SPACE', '{} free of {} in {}, needed: {}'.format(
-                human_size(free), human_size(total), self.root, ' and '.join(wanted)))
+                human_size(free), human_size(total), self.root,
+                ' and '.join(filter(wanted.get, wanted))))
 
     def lock_of(self, directory: str) -> str:
         """Return the path of the lock of a directory in backup_dir, or of a run."""
@@ -3948,19 +3900,20 @@ class Store(Catalogue):
             yield record
 
     def dead_restore(self, path: str, data: bytes) -> Optional[Restoring]:
-        """Return this host's note of a restore or its record; None if it goes on or made none."""
-        known = noted(Restoring, path)
-        if not (known or data):                        # it was killed before it made anything
-            remove(path)
+        """Return the record of a restore; None if it goes on or has made nothing."""
+        try:
+            record = read_record(Restoring, path, data)
+        except TargetError:
+            if data:
+                raise
+            remove(path)                               # it was killed before it made anything
             return None
-        record = (known or parse_record(Restoring, data)._replace(
-            complete=b'\n' in data))._replace(path=path)
         if basename(path) != RESTORING.format(record.mark):
             raise TargetError(Restoring.damaged)       # it is the copy of another
-        if (known or self.no_locking) and is_in_work(
-                record, lambda: not known and unchanged_for(path) < LONGEST_SILENCE):
+        if (record.noted or self.no_locking) and is_in_work(
+                record, lambda _: not record.noted and unchanged_for(path) < LONGEST_SILENCE):
             return None                                # of an import, the pool will tell later
-        return record
+        return record._replace(path=path)
 
 
 @contextmanager
@@ -3969,9 +3922,7 @@ def new_pool_dump(directory: str) -> Iterator[str]:
     PARTIAL, which a failure removes. Raise CommandFailed if it is missing or empty, OSError."""
     make_directory(directory)
     with hold(directory):
-        for path in new_paths(directory, 'pool_db_%Y%m%d-%H%M%S.dump', now()):
-            if not is_there(path):
-                break
+        path = join(directory, dated('pool_db_%Y%m%d-%H%M%S.dump', now()))
         partial = path + PARTIAL
         try:
             with blaming_room(partial):
@@ -3992,24 +3943,21 @@ def prune_pool_dumps(newest: str, keep: int) -> Texts:
     return old
 
 
-def kind_of(path: str) -> str:
-    """Return what a path is: file, backup, history (one VM's), store (all), ''; or TargetError."""
+def located(path: str) -> Tuple[str, str]:
+    """Return what a path of a person is: file, backup, history (one VM's), store (all) or '', and
+    what counts as backup_dir for it, on its file system. Raise TargetError."""
+    kind = 'store'
     with telling_trouble(path), allowing(ENOENT, ENOTDIR, ENAMETOOLONG):
         history = History(path, [DEFAULT_PATTERN])
         if {MANIFEST, *MARKERS}.intersection(names_in(path)) or history.date_of(basename(path)):
-            return 'backup'
-        return 'history' if history.holds_any() else 'store'
-    return 'file' if exists(path) else ''
-
-
-def root_of(path: str) -> str:
-    """Return what counts as backup_dir for a path that a person gives, on its file system."""
-    if kind_of(path) == 'file':
-        path = dirname(path)
-    for _ in range({'history': 1, 'backup': 2}.get(kind_of(path), 0)):
-        if path not in mount_points() and dirname(path) != '/':
-            path = dirname(path)
-    return path
+            kind = 'backup'
+        elif history.holds_any():
+            kind = 'history'
+        for _ in range(('store', 'history', 'backup').index(kind)):
+            if path not in mount_points() and dirname(path) != '/':
+                path = dirname(path)
+        return kind, path
+    return ('file', located(dirname(path))[1]) if exists(path) else ('', path)
 
 
 class Opened(NamedTuple):
@@ -4033,7 +3981,7 @@ def open_config(line: CommandLine) -> Opened:
 def open_target(line: CommandLine, is_archive: Callable = lambda path: False) -> Opened:
     """Open what a word stands for; any file is a config, but for what `is_archive` finds."""
     path = abspath(line.path)
-    kind = kind_of(path)
+    kind, root = located(path)
     if not kind:
         refuse_missing(line.word)
     if kind == 'file' and not is_archive(path):
@@ -4043,7 +3991,7 @@ def open_target(line: CommandLine, is_archive: Callable = lambda path: False) ->
     if kind == 'store':
         mount_of(path, 'auto')
     opened = open_config(line._replace(words=()))
-    opened.store.set_root(root_of(path))
+    opened.store.set_root(root)
     return opened._replace(kind=kind, path=path)
 
 
@@ -5013,6 +4961,7 @@ class Remover(Operator):
         if intent.noted:
             self.pool.wait_for_snapshot(intent.kind, intent.ref)
         clear = True
+        names = dict(zip(intent.sources, intent.names))
         # Of a VM's that was only half made, the disks come first, and are not anybody's yet (xapi:
         # xapi_vm_clone.ml).
         for kind, refs in {intent.kind: (intent.ref,), 'VDI': intent.sources}.items():
@@ -5026,7 +4975,7 @@ class Remover(Operator):
                     else:
                         halves.append(found)
                 elif kind == 'VDI' and not (found.vbds or found.tags) and (
-                        found.when >= intent.since and found.label == intent.name_of(found.of)):
+                        found.when >= intent.since and found.label == names.get(found.of)):
                     # We may have meant to make it, and nobody has marked it: one request can make
                     # two where xapi ends meanwhile (recorded from 25.33.2 and 26.17.0).
                     clear = self.doubt(kind, found, backup)
@@ -5067,7 +5016,8 @@ class Remover(Operator):
             return found.template and likely == [found]
         likely = [each for each in new if each.of == found.of and not each.vbds
                   and intent.since <= each.when <= intent.until]
-        return likely == [found] and found.label == intent.name_of(found.of)
+        return likely == [found] and found.label == dict(
+            zip(intent.sources, intent.names)).get(found.of)
 
     def doubt(self, kind: str, found: Snapshot, backup: Backup) -> bool:
         """Warn of a snapshot that may be somebody else's; return False."""
@@ -6107,7 +6057,7 @@ class Shared(Run):
         elif intent:
             self.not_removed[backup.path] = intent.uuid
             remover = Remover(self.pool, warnings)
-            if self.store.no_locking and is_in_work(intent, lambda: (
+            if self.store.no_locking and is_in_work(intent, lambda _: (
                     backup.unchanged_for() < LONGEST_PAUSE or remover.is_in_use(intent))):
                 raise TargetError(f'its run on {intent.host} may still be running, and backup_dir '
                                   'cannot lock')
@@ -6143,7 +6093,7 @@ class VmBackup(Turn):
         Interrupted."""
         shared, vm, patience = self.shared, self.job.vm, self.settings.lock_wait * 60
         known = {'vm': vm.name, 'uuid': vm.uuid, 'method': self.job.method}
-        self.history = shared.store.directory_of(vm, self.pool.names, patience)
+        self.history = shared.store.directory_of(vm, self.pool.names)
         with shared.store.locked(self.history.directory, patience):
             try:
                 with failing_as('HOOK-FAIL'):
@@ -7178,10 +7128,10 @@ def run_protect(line: CommandLine) -> int:
     protecting = line.command == 'protect'
     paths = [abspath(native(word)) for word in line.words]
     for path in paths:
-        kind = kind_of(path)
+        kind, root = located(path)
         if not kind:
             refuse_missing(path)
-        ROOTS.add(root_of(path))
+        ROOTS.add(root)
         if (kind != 'backup' or not Backup(path).has_marker() or
                 basename(path).startswith(DELETING)):
             raise UsageError(f'no good backup: {path} (expected its dated directory)')
@@ -7216,7 +7166,7 @@ class Sources:
     def find(self, word: str, date: str) -> Chosen:
         """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
         path = abspath(native(word))
-        kind = kind_of(path)
+        kind, root = located(path)
         missing = kind in ('', 'store')
         uuid = word[-36:] if match(f'(uuid:)?{UUID}\\Z', word) else ''
         # No path for certain.
@@ -7230,7 +7180,7 @@ class Sources:
         if missing:
             refuse_missing(word, f'backup or file, or VM in {self.store.root} (see from=, and the '
                                  'command list)')
-        ROOTS.add(root_of(path))
+        ROOTS.add(root)
         if kind == 'history':
             return self.of_backup(self.newest([self.store.history(path)], date, uuid))
         if date:
@@ -7287,7 +7237,7 @@ class Sources:
                 if (backup.outcome == 'good' and when.startswith(digits)
                         and uuid in ('', backup.manifest.uuid)):
                     good.append(backup)
-            newest += of_pool(own_pool(), good)[-1:]
+            newest += of_own_pool(good)[-1:]
         if not newest:
             place = self.store.root if uuid else histories[0].directory
             raise TargetError(f'no good backup of {date or uuid or "this VM"} in {place}')
@@ -7305,7 +7255,7 @@ class Sources:
             raise UsageError(f'no archive or image: {path} (a config file is given as from=; for a '
                              'dump of the pool database, see README.md)')
         if not self.given:
-            self.store.set_root(root_of(path))
+            self.store.set_root(located(path)[1])
         return Chosen(path, form, self.store.backup(dirname(path)))
 
 
@@ -7629,7 +7579,7 @@ class StatusCheck:
             if backups and backups[0].outcome == 'damaged':
                 warnings.append(f'the newest backup of {job.vm.name} is damaged')
             good = [backup for backup in backups if backup.outcome == 'good']
-            found.append(((*of_pool(pool, good), Backup(''))[0], job.vm))
+            found.append(((*of_own_pool(good), Backup(''))[0], job.vm))
         found.sort(key=lambda each: (each[0].when, each[1].name))
         # Of a VM that was renamed, the newer one.
         vms = {vm.uuid or vm.ref: (last, vm) for last, vm in found}
