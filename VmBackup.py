@@ -78,7 +78,7 @@ import unicodedata
 from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
-from errno import (EACCES, EAGAIN, EDQUOT, EEXIST, EFBIG, EINVAL, EIO, ELOOP, EMLINK,
+from errno import (EACCES, EAGAIN, EDQUOT, EFBIG, EINVAL, EIO, ELOOP, EMLINK,
                    ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS, ESTALE,
                    EXDEV)
 from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
@@ -2572,17 +2572,16 @@ def sift(path: str, is_ours: Callable, part: str = '') -> Sifted:
     found = names_in(f'{path}/{part}'.rstrip('/'))
     for name in sorted(found, key=lambda name: (not name.endswith(IMAGES), name)):
         each = part + name
-        whose = 'ours'
+        inner = []             # type: List[Tuple[str, bool, str]]
+        whose = 'person'
         if is_dropped(f'{path}/{each}'):
             whose = 'dropped'
-        elif not is_ours(each + '/' if found[name] else each):
-            whose = 'person'
-        elif found[name]:
-            inner = list(sift(path, is_ours, each + '/'))
-            yield from inner
-            if 'person' in [owner for _, _, owner in inner]:
-                continue
-        yield each, found[name], whose
+        elif is_ours(each + '/' * found[name]):
+            whose = 'ours'
+            inner += sift(path, is_ours, each + '/') if found[name] else ()
+        yield from inner
+        if 'person' not in [owner for _, _, owner in inner]:
+            yield each, found[name], whose
 
 
 def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 1) -> int:
@@ -2590,13 +2589,14 @@ def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 
     file with more names (it may be anybody's), a pipe, a device: those are not even opened."""
     with place(path) as (name, directory):
         if flags & O_CREAT:
-            with suppress(FileExistsError):
+            try:
                 return os.open(name, flags | O_EXCL, mode, dir_fd=directory)
+            except FileExistsError:
+                if flags & O_EXCL:
+                    raise
         handle = os.open(name, O_PATH | O_NOFOLLOW, dir_fd=directory)
         try:
             status = fstat(handle)
-            if flags & O_EXCL:
-                raise OSError(EEXIST, 'exists')
             if S_ISLNK(status.st_mode):
                 raise OSError(ELOOP, 'is a symbolic link')
             if not S_ISREG(status.st_mode):
@@ -2829,17 +2829,20 @@ def process(number: str = 'self') -> str:
     return ''
 
 
-def note_of(path: str, making: bool = False) -> str:
-    """Return the path of this host's own note of a record, whose directory is made if that is asked
-    and it is missing. Raise OSError if others can write it."""
+def note_of(path: str) -> str:
+    """Return the path of this host's own note of a record. Raise OSError if others can write it."""
     import hashlib
     directory = os.environ.get('VMBACKUP_STATE') or STATE
-    if making:
-        make_directory(directory)
     found = status_of(directory)
     if not S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise OSError(EPERM, 'no directory that only its owner can change', directory)
     return f'{directory}/{hashlib.sha256(encoded(path)).hexdigest():.32}.json'
+
+
+def prepare_notes() -> None:
+    """Make the place of this host's notes, if it is missing. Raise OSError as `note_of`."""
+    make_directory(os.environ.get('VMBACKUP_STATE') or STATE)
+    note_of('')
 
 
 def own_pool() -> str:
@@ -3324,8 +3327,7 @@ class History:
         """Read the dated directories, if `renamed` others, too; return them, oldest first: by
         numbers; 3.25's and failures by their time."""
         dates = {name: self.date_of(name) for name in self.names()}
-        names = [name for name in dates
-                 if dates[name] or renamed and not name.startswith('.')]
+        names = [name for name in dates if dates[name] or renamed and not name.startswith('.')]
         found = []             # type: List[Backup]
         # Without any, perhaps it cannot be opened.
         with suppress(FileNotFoundError), hold(self.directory) if names else ExitStack():
@@ -3349,8 +3351,8 @@ class History:
 
     def everything(self) -> Backups:
         """Return all directories in it: backups, the newest first, then what is none."""
-        return sorted(self.backups(True)[::-1] + [
-                          Backup(path, 'being deleted') for path in self.half_deleted()],
+        half = [Backup(path, 'being deleted') for path in self.half_deleted()]
+        return sorted(self.backups(True)[::-1] + half,
                       key=lambda each: each.path if each.outcome in NO_BACKUP else '')
 
     def judged(self, policy: Policy, owner: Manifest, disks: DiskIds, new: Optional[Aged] = None,
@@ -3485,11 +3487,13 @@ class Catalogue:
     """backup_dir: the directories of all VMs, and what else is in it."""
     root = ''
     mounted = ''               # the mount point that it lies in, once check() has looked
+    kind = 'config'            # what was given, or store (all VMs), history (one's), backup, file
 
-    def __init__(self, settings: Settings) -> None:
-        self.set_root(settings.backup_dir)
-        self.require_mount = settings.require_mount
-        self.patterns = [settings.backup_dir_pattern, DEFAULT_PATTERN]
+    def __init__(self, config: Config) -> None:
+        self.config = config       # of the config file, or else as the script's first page says
+        self.path = config.path    # of what was given
+        self.set_root(config.settings.backup_dir)
+        self.patterns = [config.settings.backup_dir_pattern, DEFAULT_PATTERN]
 
     def set_root(self, path: str) -> None:
         """Have a directory as backup_dir: below it, not in its own path, no link is followed."""
@@ -3500,7 +3504,7 @@ class Catalogue:
     def check(self, writing: bool = True) -> None:
         """Raise TargetError if backups cannot be read or, as far as can be seen, written here."""
         def look() -> None:
-            self.mounted = mount_of(self.root, self.require_mount, BACKUP_DIR)
+            self.mounted = mount_of(self.root, self.config.settings.require_mount, BACKUP_DIR)
             with telling_trouble(self.root, BACKUP_DIR), hold(self.root):
                 pass                                   # it is a directory that can be opened
             if writing and not os.access(self.root, os.W_OK | os.X_OK):
@@ -3508,7 +3512,10 @@ class Catalogue:
         bounded(f'backup_dir {self.root}', look)
 
     def stocked(self) -> Histories:
-        """Return `histories`; raise TargetError if there is neither a backup nor a dump at all."""
+        """Return `histories`, or the one that was given; raise TargetError if there is neither a
+        backup nor a dump at all."""
+        if self.kind == 'history':
+            return [self.history(self.path)]
         found = self.histories()
         if not any(history.holds_any() or f'/{DUMPS}' in history.directory.upper()
                    for history in found):
@@ -3611,7 +3618,8 @@ def add_to_manifest(backup: Backup, **results: Record) -> None:
 def note(path: str, record: Any) -> None:
     """Note a record on the share, with its path there, on this host, if that can be done."""
     with suppress(OSError):
-        write_json(note_of(path, True), record._asdict())
+        prepare_notes()
+        write_json(note_of(path), record._asdict())
 
 
 def drop_record(path: str) -> None:
@@ -3960,39 +3968,32 @@ def located(path: str) -> Tuple[str, str]:
     return ('file', located(dirname(path))[1]) if exists(path) else ('', path)
 
 
-class Opened(NamedTuple):
-    """What a command works on."""
-    kind: str                  # config, store (all VMs), history (one VM's), backup or file
-    path: str
-    config: Config             # of the config file, or else as the script's first page says
-    store: Store
-
-
-def open_config(line: CommandLine) -> Opened:
+def open_config(line: CommandLine) -> Store:
     """Open backup_dir of a config file, or of the script's first page. Raise ConfigError if
     anything is wrong there."""
     config = read_config(line)
     refuse_unexpected(config)
     for text in config.errors.values():
         raise ConfigError(text)
-    return Opened('config', config.path, config, Store(config.settings))
+    return Store(config)
 
 
-def open_target(line: CommandLine, is_archive: Callable = lambda path: False) -> Opened:
+def open_target(line: CommandLine, is_archive: Callable = lambda path: False) -> Store:
     """Open what a word stands for; any file is a config, but for what `is_archive` finds."""
     path = abspath(line.path)
     kind, root = located(path)
     if not kind:
         refuse_missing(line.word)
     if kind == 'file' and not is_archive(path):
-        opened = open_config(line)
-        opened.store.check(False)
-        return opened
+        store = open_config(line)
+        store.check(False)
+        return store
     if kind == 'store':
         mount_of(path, 'auto')
-    opened = open_config(line._replace(words=()))
-    opened.store.set_root(root)
-    return opened._replace(kind=kind, path=path)
+    store = open_config(line._replace(words=()))
+    store.set_root(root)
+    store.kind, store.path = kind, path
+    return store
 
 
 # ----------------------------------------------------------------------------------------------
@@ -5983,7 +5984,7 @@ class Shared(Run):
         super().__init__(config)
         settings = config.settings
         self.report_file = settings.report_file if config.asks_for('report_file') else ''
-        self.store = Store(settings)
+        self.store = Store(config)
         self.hook = '' if hook_problem(settings.hook) else settings.hook
         self.verifier = Verifier(settings.stall_timeout * 60)
         self.beginning = Lock()      # one after the other looks at the free space
@@ -6400,7 +6401,7 @@ class BackupRun(Shared):
             log(f'***WARNING - the config {config.path}: {wrong}')
         with tolerating(problems, 'ERROR'):
             self.store.check()
-            if self.store.require_mount == 'auto' and self.store.mounted == '/':
+            if self.settings.require_mount == 'auto' and self.store.mounted == '/':
                 log(f'***NOTE - backup_dir {self.store.root} is on the root file system of this '
                     'host')
         problems += program_problems(self.settings)
@@ -6715,9 +6716,9 @@ class VerifyCommand(NamedTuple):
     every: bool                # all backups of a VM; else the newest
     results: List[Record]      # as --json prints them
 
-    def verify_vms(self, target: Opened, dumps_too: bool) -> Plan:
+    def verify_vms(self, target: Store, dumps_too: bool) -> Plan:
         """Verify backups of the VMs that a config chooses of all there are; return the choice."""
-        plan = select_histories(histories_in(target), target.config)
+        plan = select_histories(target.stocked(), target.config)
         for text in () if dumps_too else plan.errors:
             raise UsageError(text)
         log(*plan.messages, *plan.errors)
@@ -6735,9 +6736,9 @@ class VerifyCommand(NamedTuple):
                     self.verify_backup(backup.path, vm.name)
         Console.current.thread.turn = ''
         if target.kind != 'history' and dumps_too:
-            for name, is_directory in sorted(names_in(target.store.root).items()):
+            for name, is_directory in sorted(names_in(target.root).items()):
                 if is_directory and name.upper().startswith(DUMPS):
-                    for path in dumps_in(f'{target.store.root}/{name}')[first:]:
+                    for path in dumps_in(f'{target.root}/{name}')[first:]:
                         self.verify_file(path)
         return plan
 
@@ -6802,13 +6803,6 @@ class VerifyCommand(NamedTuple):
         self.results.append({
             'path': path, 'vm': vm, 'result': token, 'text': text, 'proved': proved or None})
         log(f'{word} {path}: {text}')
-
-
-def histories_in(target: Opened) -> Histories:
-    """Return the directories that may be a VM's: all, or the one. Raise TargetError, OSError."""
-    if target.kind == 'history':
-        return [target.store.history(target.path)]
-    return target.store.stocked()
 
 
 def run_verify(line: CommandLine) -> int:
@@ -6953,14 +6947,14 @@ def run_list(line: CommandLine) -> int:
     target = open_target(line)
     if target.kind == 'backup' or target.kind == 'history' and line.only:
         raise UsageError(f'vm= does not apply to a single VM or backup: {line.word}')
-    histories = histories_in(target)
+    histories = target.stocked()
     plan = select_histories(histories, target.config)
     vms = [document_of(job.vm.name, job.vm.saved) for job in plan.jobs]
-    vms += [document_of(failure.name, target.store.history(path_part(failure.name)))
+    vms += [document_of(failure.name, target.history(path_part(failure.name)))
             for failure in plan.failures]
     vms.sort(key=lambda vm: vm['name'])
     document = {
-        'backup_dir': target.store.root, 'vms': vms,
+        'backup_dir': target.root, 'vms': vms,
         **others_in([] if line.only else histories, vms),
         'messages': plan.messages + plan.errors, 'good': sum(vm['good'] for vm in vms),
         'size': sum(vm['size'] for vm in vms)}
@@ -6977,9 +6971,9 @@ class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
     kept = deleted = freed = 0
 
-    def __init__(self, target: Opened, options: Strings) -> None:
+    def __init__(self, target: Store, options: Strings) -> None:
         self.errors = Errors()
-        self.store = target.store
+        self.store = target
         self.settings = target.config.settings
         self.kinds = {rule.kind for rule in target.config.rules if rule.method != 'vm'}
         self.previewing = options['preview']
@@ -7059,10 +7053,10 @@ class Pruning:
             self.freed += size
 
 
-def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
+def to_prune(target: Store, pruning: Pruning) -> List[Any]:
     """Return the VMs chosen of a config, and whether rules apply, or only others' backups go."""
     config = target.config
-    histories = target.store.stocked()
+    histories = target.stocked()
     only = [rule for rule in config.rules if rule.method == 'vm']
     whole = config._replace(rules=[rule for rule in config.rules if rule not in only])
     plan = select_histories(histories, whole, config.settings.keep_last)
@@ -7087,7 +7081,7 @@ def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
              if job.vm.saved in wanted or pruning.let_go(job.vm.saved)]
     if not found:
         chosen_by = ' '.join(map(str, only)) or f'pool={pruning.pool}'
-        raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
+        raise UsageError(f'no backups in {target.root} of a VM that the config names and '
                          f'{chosen_by} chooses')
     return found
 
@@ -7099,12 +7093,12 @@ def run_prune(line: CommandLine) -> int:
     if target.kind not in ('config', 'backup') or given > (target.kind == 'config'):
         raise UsageError('expected a config-file and perhaps one of vm= and pool=, or a backup: '
                          + line.word)
-    target.store.check()
+    target.check()
     pruning = Pruning(target, line.options)
     command, done = 'prune', 'deleted'
     if pruning.previewing:
         command, done = 'prune preview', 'would be deleted'
-    found = [(None, target.store.history(dirname(target.path)), False)]    # type: List[Any]
+    found = [(None, target.history(dirname(target.path)), False)]    # type: List[Any]
     if target.kind == 'config':
         found = to_prune(target, pruning)
     for job, history, by_rules in found:
@@ -7160,7 +7154,7 @@ class Sources:
         if target.kind not in ('config', 'store'):
             raise UsageError(f'no config-file or backup_dir: from={origin}')
         self.config = target.config
-        self.store = target.store
+        self.store = target
         self.given = origin
 
     def find(self, word: str, date: str) -> Chosen:
@@ -7551,7 +7545,7 @@ class StatusCheck:
         config = read_config(line)
         for problem in [*config.unexpected, *config.errors.values()]:
             raise ConfigError(problem)
-        store = Store(config.settings)
+        store = Store(config)
         store.check()
         try:
             store.stocked()
