@@ -2729,9 +2729,11 @@ def size_of(path: str) -> int:
 
 
 def occupied(path: str) -> int:
-    """Return the bytes that a file takes on disk, where it may be sparse or compressed."""
-    found = status_of(path)
-    return min(found.st_size, found.st_blocks * 512)
+    """Return the bytes that a file, if it is there, takes on disk, where it may be sparse."""
+    with suppress(FileNotFoundError):
+        found = status_of(path)
+        return min(found.st_size, found.st_blocks * 512)
+    return 0
 
 
 def unchanged_for(path: str) -> float:
@@ -3203,11 +3205,7 @@ class Backup(NamedTuple):
 
     def occupied(self) -> int:
         """Return the bytes that its files take on disk. Raise OSError."""
-        total = 0
-        for name in self.files():
-            with suppress(FileNotFoundError):              # a record has got its name meanwhile
-                total += occupied(self.file(name))
-        return total
+        return sum(occupied(self.file(name)) for name in self.files())
 
     def unchanged_for(self) -> float:
         """Return the seconds since anything in it changed. Raise OSError."""
@@ -3419,7 +3417,7 @@ class History:
         for backup in self.completed():
             for name in names if owner.rotates(backup) else ():
                 with suppress(OSError):
-                    sizes[name] = occupied(backup.file(name))
+                    sizes[name] = occupied(backup.file(name)) or sizes.get(name, 0)
         return sizes
 
     def with_intent(self) -> Backups:
@@ -3834,20 +3832,17 @@ class Store(Catalogue):
 
     def lock(self, path: str, handle: int) -> bool:
         """Try to lock a file; False if somebody else has. flock(2) tells that by EAGAIN or, on CIFS
-        and old NFS, by EACCES, as if it were forbidden: at first such a failure makes us try a file
-        that nobody else has. Raise TargetError, OSError."""
-        error = None if self.no_locking else self.try_locking(handle)
-        number = getattr(error, 'errno', 0)
-        if error and self.no_locking is None and number != EAGAIN:
+        and old NFS, by EACCES, as if it were forbidden: so a file that nobody else has is tried
+        first, once. Raise TargetError, OSError."""
+        if self.no_locking is None:
             own = f'{dirname(path)}/.{random_digits()}{NEW}'
             with self.lockable(own, O_CREAT | O_EXCL) as another:
                 self.no_locking = str(self.try_locking(another) or '')
                 remove(own)
-        if not error or self.no_locking:
-            return True
-        if number not in (EAGAIN, EACCES):
+        error = None if self.no_locking else self.try_locking(handle)
+        if error and getattr(error, 'errno', 0) not in (EAGAIN, EACCES):
             raise TargetError(f'cannot lock {path}: {reason_of(error)}')
-        return False
+        return not error
 
     def try_locking(self, handle: int) -> Optional[Exception]:
         """Lock a file; return why not."""
@@ -3855,7 +3850,6 @@ class Store(Catalogue):
             bounded('its lock', fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (OSError, TargetError) as error:
             return error
-        self.no_locking = ''
         return None
 
     def write_run(self, name: str, run: LastRun) -> None:
@@ -3951,21 +3945,24 @@ def prune_pool_dumps(newest: str, keep: int) -> Texts:
     return old
 
 
-def located(path: str) -> Tuple[str, str]:
-    """Return what a path of a person is: file, backup, history (one VM's), store (all) or '', and
-    what counts as backup_dir for it, on its file system. Raise TargetError."""
-    kind = 'store'
+def kind_of(path: str) -> str:
+    """Return what a path is: file, backup, history (one VM's), store (all), ''; or TargetError."""
     with telling_trouble(path), allowing(ENOENT, ENOTDIR, ENAMETOOLONG):
         history = History(path, [DEFAULT_PATTERN])
         if {MANIFEST, *MARKERS}.intersection(names_in(path)) or history.date_of(basename(path)):
-            kind = 'backup'
-        elif history.holds_any():
-            kind = 'history'
-        for _ in range(('store', 'history', 'backup').index(kind)):
-            if path not in mount_points() and dirname(path) != '/':
-                path = dirname(path)
-        return kind, path
-    return ('file', located(dirname(path))[1]) if exists(path) else ('', path)
+            return 'backup'
+        return 'history' if history.holds_any() else 'store'
+    return 'file' if exists(path) else ''
+
+
+def root_of(path: str, kind: str) -> str:
+    """Return what counts as backup_dir for a path of that kind, on its file system."""
+    if kind == 'file':
+        return root_of(dirname(path), kind_of(dirname(path)))
+    for _ in range({'history': 1, 'backup': 2}.get(kind, 0)):
+        if path not in mount_points() and dirname(path) != '/':
+            path = dirname(path)
+    return path
 
 
 def open_config(line: CommandLine) -> Store:
@@ -3981,7 +3978,7 @@ def open_config(line: CommandLine) -> Store:
 def open_target(line: CommandLine, is_archive: Callable = lambda path: False) -> Store:
     """Open what a word stands for; any file is a config, but for what `is_archive` finds."""
     path = abspath(line.path)
-    kind, root = located(path)
+    kind = kind_of(path)
     if not kind:
         refuse_missing(line.word)
     if kind == 'file' and not is_archive(path):
@@ -3991,7 +3988,7 @@ def open_target(line: CommandLine, is_archive: Callable = lambda path: False) ->
     if kind == 'store':
         mount_of(path, 'auto')
     store = open_config(line._replace(words=()))
-    store.set_root(root)
+    store.set_root(root_of(path, kind))
     store.kind, store.path = kind, path
     return store
 
@@ -7122,10 +7119,10 @@ def run_protect(line: CommandLine) -> int:
     protecting = line.command == 'protect'
     paths = [abspath(native(word)) for word in line.words]
     for path in paths:
-        kind, root = located(path)
+        kind = kind_of(path)
         if not kind:
             refuse_missing(path)
-        ROOTS.add(root)
+        ROOTS.add(root_of(path, kind))
         if (kind != 'backup' or not Backup(path).has_marker() or
                 basename(path).startswith(DELETING)):
             raise UsageError(f'no good backup: {path} (expected its dated directory)')
@@ -7160,7 +7157,7 @@ class Sources:
     def find(self, word: str, date: str) -> Chosen:
         """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
         path = abspath(native(word))
-        kind, root = located(path)
+        kind = kind_of(path)
         missing = kind in ('', 'store')
         uuid = word[-36:] if match(f'(uuid:)?{UUID}\\Z', word) else ''
         # No path for certain.
@@ -7174,7 +7171,7 @@ class Sources:
         if missing:
             refuse_missing(word, f'backup or file, or VM in {self.store.root} (see from=, and the '
                                  'command list)')
-        ROOTS.add(root)
+        ROOTS.add(root_of(path, kind))
         if kind == 'history':
             return self.of_backup(self.newest([self.store.history(path)], date, uuid))
         if date:
@@ -7249,7 +7246,7 @@ class Sources:
             raise UsageError(f'no archive or image: {path} (a config file is given as from=; for a '
                              'dump of the pool database, see README.md)')
         if not self.given:
-            self.store.set_root(located(path)[1])
+            self.store.set_root(root_of(path, 'file'))
         return Chosen(path, form, self.store.backup(dirname(path)))
 
 
