@@ -2370,11 +2370,9 @@ LONGEST_PART = 247         # of a VM's directory, with room for .xva.zst behind 
 # was deleted while open (Linux: fs/nfs/unlink.c, fs/afs/dir_silly.c; libfuse: lib/fuse.c; macOS).
 DROPPED = re.compile(
     r'(^|/)(@eaDir|#recycle|\.@__[^/]*|\.@upload_cache|@Recycle|\.wdmc|\.recycle|'
-    r'\.DS_Store|\._[^/]*|\.Apple(Double|DB|Desktop)|\.apdisk|\.TemporaryItems|\.Trashes|'
-    r'\.fseventsd|\.Spotlight-V100|\.DocumentRevisions-V100|\.VolumeIcon\.icns|Temporary Items|'
-    r'Network Trash Folder|(eh)?thumbs(_vista)?\.db|desktop\.ini|\$RECYCLE\.BIN|'
-    r'System Volume Information|\.directory|\.Trash-[0-9]+|\.nfs[^/]*|\.__afs[^/]*|'
-    r'\.fuse_hidden[^/]*|\.smbdelete[^/]*)(/|\Z)', IGNORECASE)
+    r'\.DS_Store|\._[^/]*|\.Apple(Double|DB|Desktop)|Temporary Items|Network Trash Folder|'
+    r'(eh)?thumbs(_vista)?\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|\.directory|'
+    r'\.Trash-[0-9]+|\.(nfs|__afs|fuse_hidden|smbdelete)[^/]*)(/|\Z)', IGNORECASE)
 OURS = re.compile(             # what we, or 3.25, write into a dated directory beside the images
     r'((success(_compress|_restore|_compressing)?|(backup|snapshot)\.json)(\.[0-9a-f]+\.new)?|'
     r'vm-metadata\.xml|vm\.(cfg|json)|RESTORE\.txt|DISK-[^/.]*/(v[bd][di]\.cfg)?|'
@@ -2734,11 +2732,6 @@ def occupied(path: str) -> int:
         found = status_of(path)
         return min(found.st_size, found.st_blocks * 512)
     return 0
-
-
-def unchanged_for(path: str) -> float:
-    """Return the seconds since a file or directory changed, by the share's clock. Raise OSError."""
-    return now().timestamp() - status_of(path).st_mtime
 
 
 def written(path: str) -> int:
@@ -3208,8 +3201,9 @@ class Backup(NamedTuple):
         return sum(occupied(self.file(name)) for name in self.files())
 
     def unchanged_for(self) -> float:
-        """Return the seconds since anything in it changed. Raise OSError."""
-        return min(unchanged_for(self.file(name)) for name in ['.', *names_in(self.path)])
+        """Return the seconds since anything in it changed, by the share's clock. Raise OSError."""
+        return now().timestamp() - max(
+            status_of(self.file(name)).st_mtime for name in ['.', *names_in(self.path)])
 
     def intent(self) -> Optional[Intent]:
         """Return the snapshot that may be in the pool: this host's note, or a record, or None."""
@@ -3832,17 +3826,20 @@ class Store(Catalogue):
 
     def lock(self, path: str, handle: int) -> bool:
         """Try to lock a file; False if somebody else has. flock(2) tells that by EAGAIN or, on CIFS
-        and old NFS, by EACCES, as if it were forbidden: so a file that nobody else has is tried
-        first, once. Raise TargetError, OSError."""
-        if self.no_locking is None:
+        and old NFS, by EACCES, as if it were forbidden: at first such a failure makes us try a file
+        that nobody else has. Raise TargetError, OSError."""
+        error = None if self.no_locking else self.try_locking(handle)
+        number = getattr(error, 'errno', 0)
+        if error and self.no_locking is None and number != EAGAIN:
             own = f'{dirname(path)}/.{random_digits()}{NEW}'
             with self.lockable(own, O_CREAT | O_EXCL) as another:
                 self.no_locking = str(self.try_locking(another) or '')
                 remove(own)
-        error = None if self.no_locking else self.try_locking(handle)
-        if error and getattr(error, 'errno', 0) not in (EAGAIN, EACCES):
+        if not error or self.no_locking:
+            return True
+        if number not in (EAGAIN, EACCES):
             raise TargetError(f'cannot lock {path}: {reason_of(error)}')
-        return not error
+        return False
 
     def try_locking(self, handle: int) -> Optional[Exception]:
         """Lock a file; return why not."""
@@ -3850,6 +3847,7 @@ class Store(Catalogue):
             bounded('its lock', fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (OSError, TargetError) as error:
             return error
+        self.no_locking = ''
         return None
 
     def write_run(self, name: str, run: LastRun) -> None:
@@ -3912,8 +3910,9 @@ class Store(Catalogue):
             return None
         if basename(path) != RESTORING.format(record.mark):
             raise TargetError(Restoring.damaged)       # it is the copy of another
+        silence = now().timestamp() - status_of(path).st_mtime
         if (record.noted or self.no_locking) and is_in_work(
-                record, lambda _: not record.noted and unchanged_for(path) < LONGEST_SILENCE):
+                record, lambda _: not record.noted and silence < LONGEST_SILENCE):
             return None                                # of an import, the pool will tell later
         return record._replace(path=path)
 
