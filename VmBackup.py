@@ -3347,11 +3347,15 @@ class History:
         return sorted(self.backups(True)[::-1] + half,
                       key=lambda each: each.path if each.outcome in NO_BACKUP else '')
 
-    def judged(self, policy: Policy, owner: Manifest, disks: DiskIds, new: Optional[Aged] = None,
-               path: str = '') -> Judged:
+    def judged(self, policy: Policy, owner: Manifest, disks: DiskIds = (),
+               new: Optional[Aged] = None, path: str = '') -> Judged:
         """Return why each of the owner's backups is kept, also beside a new one at that path. Till
-        it has one, the last sound one and what is newer have to stay, and are left out."""
+        it has one, the last sound one and what is newer have to stay, and are left out. `disks`:
+        those of the VM, by default as its newest backup that tells of any has them."""
         older = [each for each in self.completed() if each.path != path and owner.rotates(each)]
+        for each in reversed(older):
+            if not (disks or owner.other(each)):
+                disks = each.manifest.of_the_vm
         aged = [Aged(datetime.fromtimestamp(backup.when), backup.outcome == 'good',
                      backup.manifest.holds, backup.protected) for backup in older]
         found = list(zip(older, reasons((aged + [new]) if new else aged, policy, disks)))
@@ -3364,13 +3368,6 @@ class History:
         """Return whose they are by the newest backup that tells it, one of our pool if any is."""
         found = [backup for backup in self.completed()[::-1] if backup.manifest.uuid]
         return (*of_own_pool(found), Backup(''))[0].manifest
-
-    def disks(self, owner: Manifest) -> DiskIds:
-        """Return uuid and device of each disk of a VM, by its newest backup that tells of any."""
-        for backup in reversed(self.completed()):
-            if backup.manifest.of_the_vm and not owner.other(backup):
-                return backup.manifest.of_the_vm
-        return []
 
     def vm_name(self) -> str:
         """Return its VM's name: the newest manifest's, if the directory is called so, or that."""
@@ -3704,7 +3701,6 @@ def mark_complete(record: Restoring) -> None:
 class Store(Catalogue):
     """backup_dir: where everything goes."""
     no_locking = None          # type: Optional[str]   # why the share cannot lock; '': it can
-    noted = False              # that was said
     threads = {}               # type: Dict[str, Lock]   # of ours, one after the other
 
     def directory_of(self, vm: Vm, names: Strings) -> History:
@@ -3808,10 +3804,6 @@ class Store(Catalogue):
                 check_signals()
                 Console.current.show('waiting for another run')
                 sleep(1)
-            if self.no_locking and not self.noted:
-                self.noted = True
-                log(f'***NOTE - backup_dir {self.root} cannot lock ({self.no_locking}): two runs '
-                    'at once would not notice each other')
             yield
 
     @contextmanager
@@ -3835,6 +3827,9 @@ class Store(Catalogue):
             with self.lockable(own, O_CREAT | O_EXCL) as another:
                 self.no_locking = str(self.try_locking(another) or '')
                 remove(own)
+            if self.no_locking:
+                log(f'***NOTE - backup_dir {self.root} cannot lock ({self.no_locking}): two runs '
+                    'at once would not notice each other')
         if not error or self.no_locking:
             return True
         if number not in (EAGAIN, EACCES):
@@ -6302,7 +6297,7 @@ class VmBackup(Turn):
         """Return why each older backup is kept beside the new one (see History.judged)."""
         owner, told = self.owner(), manifest_of(self.manifest)
         return self.history.judged(
-            policy_of(self.settings, self.job), owner, told.of_the_vm or self.history.disks(owner),
+            policy_of(self.settings, self.job), owner, told.of_the_vm,
             Aged(self.began, disks=told.holds if path else ()), path)
 
     def prune(self, judged: Judged) -> None:
@@ -7010,7 +7005,7 @@ class Pruning:
             log(f'***NOTE - not touched: they are of another pool, {owner.pool}')
             return
         ours = {backup.path: why
-                for backup, why in history.judged(policy, owner, history.disks(owner))}
+                for backup, why in history.judged(policy, owner)}
         for backup in history.completed():
             if backup.path in ours and not by_rules:
                 continue
