@@ -442,7 +442,7 @@ class Deletion(StoreCase):
             twin, = [name for name in manifest['files'] if name.startswith('db.')]
             self.put_file('%s/%s.gz' % (path, twin))
             done = self.command(0, 'verify', path)
-            self.assertRegex(done.lines[0], '^good .*; also there: %s.gz, other.xva, [.]_db.xva$'
+            self.assertRegex(done.lines[0], '^good .*; also there: [.]_db.xva, %s.gz, other.xva$'
                              % twin)
             os.chmod(path + '/@eaDir', 0o700)
 
