@@ -2920,10 +2920,7 @@ class LastRun(NamedTuple):
 def parse_record(kind: Any, data: bytes) -> Any:
     """Return the record of such a kind that a file holds; raise TargetError if it holds none."""
     with suppress(ValueError, TypeError):
-        data, complete, _ = data.partition(b'\ncomplete')      # see mark_complete
-        told = parse_json(data)
-        if complete:
-            told['complete'] = True
+        told = parse_json(data.partition(b'\ncomplete')[0])    # see mark_complete
         record = kind(**{name: told[name] for name in kind._fields if name in told})
         if all(map(isinstance, record, kind.__annotations__.values())) and all(
                 SOUND[name](getattr(record, name)) for name in kind._fields if name in SOUND):
@@ -3909,7 +3906,8 @@ class Store(Catalogue):
         if (record.noted or self.no_locking) and is_in_work(
                 record, lambda _: not record.noted and silence < LONGEST_SILENCE):
             return None                                # of an import, the pool will tell later
-        return record._replace(path=path)
+        return record._replace(path=path, complete=record.complete if record.noted else
+                               b'\n' in data)
 
 
 @contextmanager
