@@ -1132,9 +1132,11 @@ def is_about(rule: Rule, vm: Vm) -> bool:
 
 
 def chooses(rule: Rule, vm: Vm) -> bool:
-    """Return whether vm= chooses a VM, one of several of its name perhaps by its directory's."""
+    """Return whether vm= chooses a VM, one of several of its name perhaps by its directory's. It
+    has no number of backups behind it."""
     directory = vm.ref.rpartition('/')[2]
-    return is_about(rule, vm) or rule.text in (vm.name, f'{vm.name}~{vm.uuid[:8]}', directory)
+    return rule.keep is None and is_about(rule, vm) or rule.text in (
+        vm.name, f'{vm.name}~{vm.uuid[:8]}', directory)
 
 
 class Plan:
@@ -1995,22 +1997,19 @@ class Pool:
     def __init__(self, url: str, password: Optional[str]) -> None:
         """Log in as root at http://..., https://... or unix:/path. Raise PoolError."""
         self.patience = XAPI_PATIENCE      # seconds
-        try:
-            import XenAPI
-        except (ImportError, SyntaxError):
-            raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
         self.shown = sub('//.*@', '//', url)        # without a password
         options = {'timeout': XAPI_TIMEOUT, 'user_agent': 'VmBackup/' + VERSION}
         bundle = POOL_CERTIFICATES if names_file(POOL_VERIFIES) else None
         try:
+            import XenAPI
             if url.startswith('unix:/'):
                 self.session = XenAPI.xapi_local(native(url[len('unix:'):]), **options)
             elif url.startswith(('http://', 'https://')):
                 self.session = XenAPI.Session(url, ignore_ssl=True, bundle=bundle, **options)
             else:
                 raise ValueError('http://, https:// or unix:/path')
-        except TypeError:                              # the SDK's module has no timeout
-            raise PoolError(f'{XenAPI.__file__} is not ours (copy ours beside VmBackup.py)')
+        except (ImportError, SyntaxError, TypeError):      # the SDK's module has no timeout
+            raise PoolError('XenAPI.py is missing or not ours (copy ours beside VmBackup.py)')
         except OSError as error:
             raise PoolError(f'cannot read {bundle}: {error.strerror or error}')
         except ValueError as error:
@@ -2033,16 +2032,15 @@ class Pool:
         xapi_session.ml); that then goes over TLS only. Raise PoolError, ConfigError."""
         password = password_of(line)
         url = os.environ.get('VMBACKUP_XAPI_URL') or (XAPI_SOCKET if password is None else XAPI_URL)
-        if line.doubt and password == line.password and url.startswith('unix:'):
-            raise PoolError('the first word is no command and no password file, and xapi takes any '
-                            f'password at {url} ({line.doubt})')
+        remark = f' ({line.doubt})' if line.doubt and password in (None, line.password) else ''
+        if remark and password and url.startswith('unix:'):
+            raise PoolError(f'xapi takes any password at {url}, also this word{remark}')
         Signals.current.logging_in = True
         try:
             pool = cls(url, password)
         except PoolError as error:
-            if line.doubt and password in (None, line.password) and error.code in (
-                    UNREACHABLE, 'SESSION_AUTHENTICATION_FAILED'):
-                raise PoolError(f'{error} ({line.doubt})')
+            if error.code in (UNREACHABLE, 'SESSION_AUTHENTICATION_FAILED'):
+                raise PoolError(f'{error}{remark}', error.code)
             if error.code != 'HOST_IS_SLAVE':
                 raise
             master = error.__cause__.details[1]
@@ -2176,16 +2174,12 @@ class Pool:
 
     def snapshots(self, kind: str, values: Texts, field: str = 'snapshot_of') -> Snapshots:
         """Return snapshots of a kind, VM or VDI, with one of the values in a field. One call."""
-        found = []
-        for ref, record in self.where(kind, field, values).items():
-            if record['is_a_snapshot']:
-                uuid = record['uuid']
-                found.append(Snapshot(
-                    ref, uuid, record['name_label'], record['snapshot_of'],
-                    str(record['snapshot_time']), record['VBDs'],
-                    record.get('is_a_template', False), int(record.get('virtual_size', 0)),
-                    record.get('tags', ()), record['other_config'].get(OWN) == uuid))
-        return found
+        return [
+            Snapshot(ref, record['uuid'], record['name_label'], record['snapshot_of'],
+                     str(record['snapshot_time']), record['VBDs'],
+                     record.get('is_a_template', False), int(record.get('virtual_size', 0)),
+                     record.get('tags', ()), record['other_config'].get(OWN) == record['uuid'])
+            for ref, record in self.where(kind, field, values).items() if record['is_a_snapshot']]
 
     @staticmethod
     def waiting(what: str) -> Context:
@@ -2287,12 +2281,10 @@ class Pool:
 
     def marked(self, mark: str) -> Marked:
         """Return the VMs, disks and networks that carry a restore's mark. Three calls."""
-        found = []
-        for kind in ('VM', 'VDI', 'network'):
-            found.append({ref: record for ref, record in self.records(kind).items()
-                          if record['other_config'].get(MARK) == mark
-                          or record['name_label'] == marked_name(mark)})
-        return Marked(*found)
+        return Marked(*(
+            {ref: record for ref, record in self.records(kind).items()
+             if record['other_config'].get(MARK) == mark
+             or record['name_label'] == marked_name(mark)} for kind in ('VM', 'VDI', 'network')))
 
     def field(self, kind: str, ref: str, name: str = 'name_label') -> str:
         """Return a text of an object, usually its name, as the table has it, '' for none."""
@@ -2331,9 +2323,8 @@ class Pool:
                 'xapi': self.table('host')[pool['master']]['software_version'].get('xapi', '')}
 
     def version(self) -> tuple:
-        """Return major and minor version of the master's xapi; (0, 0) if unknown."""
-        digits = match(r'(\d+)\.(\d+)', self.identity()['xapi'])
-        return tuple(map(int, digits.groups())) if digits else (0, 0)
+        """Return the numbers in the version of the master's xapi, none if it is unknown."""
+        return tuple(map(int, findall('[0-9]+', self.identity()['xapi'])))
 
     @functools.lru_cache()
     def ahead(self) -> int:
@@ -3532,6 +3523,12 @@ class Catalogue:
                     if match(r'\.restore-[0-9a-f]{32}\.json\Z', name)}
         return {}
 
+    def dumps(self) -> Dict[str, Texts]:
+        """Return paths of the pool database's dumps, by their directories. Raise OSError."""
+        return {f'{self.root}/{name}': dumps_in(f'{self.root}/{name}')
+                for name, is_directory in sorted(names_in(self.root).items())
+                if is_directory and name.upper().startswith(DUMPS)}
+
     def runs(self) -> Dict[str, LastRun]:
         """Return the last runs by the names of their records. Raise TargetError, OSError."""
         return {name[:-5]: parse_record(LastRun, load(f'{self.root}/{name}'))
@@ -4691,7 +4688,8 @@ class Verified(NamedTuple):
 
     def in_manifest(self, known: Record) -> Record:
         """Return what a manifest is to tell of it; what it told of other files stays."""
-        return {'when': iso(now()), 'proved': self.proved, 'digests': {**known, **self.digests}}
+        told = {'when': iso(now()), 'proved': self.proved, 'digests': {**known, **self.digests}}
+        return told if self.proved else {**told, 'fault': printable(self.problems[0])}
 
 
 class Verifier:
@@ -6699,6 +6697,9 @@ def run_backup(line: CommandLine) -> int:
 # 20. Commands: verify, list, prune, protect
 # ----------------------------------------------------------------------------------------------
 
+LISTED = '{:16}  {:5}  {:10}  {:10}  {:7}  {:28}  {}'     # of a table of `list`
+
+
 class VerifyCommand(NamedTuple):
     """`verify`: proves backups of this program, or of 3.25, whole."""
     verifier: Verifier
@@ -6706,84 +6707,32 @@ class VerifyCommand(NamedTuple):
     results: List[Record]      # as --json prints them
 
     def verify_vms(self, target: Store, dumps_too: bool) -> Plan:
-        """Verify backups of the VMs that a config chooses of all there are; return the choice."""
+        """Verify backups of the VMs that a config chooses of all there are; return the choice.
+        Raise UsageError for a wrong one, TargetError, OSError."""
         plan = select_histories(target.stocked(), target.config)
-        for text in () if dumps_too else plan.errors:
+        log(*plan.messages)
+        for text in plan.errors:
             raise UsageError(text)
-        log(*plan.messages, *plan.errors)
         first = 0 if self.every else -1
         for number, job in enumerate(plan.jobs, 1):
-            vm = job.vm
-            with self.telling(vm.ref, vm.name):
-                backups = [backup for backup in vm.saved.as_it_is().backups(True)
-                           if backup.outcome in COMPLETE + ('unreadable',)][first:]
-                if not backups:
-                    raise Damaged('no good backup of this VM')
-                for place, backup in enumerate(reversed(backups), 1):
-                    more = f', backup {place} of {len(backups)}' if self.every else ''
-                    Console.current.thread.turn = f'VM {number} of {len(plan.jobs)}{more}: '
-                    self.verify_backup(backup.path, vm.name)
+            Console.current.thread.turn = f'VM {number} of {len(plan.jobs)}: '
+            paths = [backup.path for backup in job.vm.saved.as_it_is().backups(True)
+                     if backup.outcome in COMPLETE + ('unreadable',)][first:]
+            for path in reversed(paths or [job.vm.ref]):
+                self.verify(path, self.prove_backup, job.vm.name)
         Console.current.thread.turn = ''
-        if target.kind != 'history' and dumps_too:
-            for name, is_directory in sorted(names_in(target.root).items()):
-                if is_directory and name.upper().startswith(DUMPS):
-                    for path in dumps_in(f'{target.root}/{name}')[first:]:
-                        self.verify_file(path)
+        for paths in target.dumps().values() if dumps_too else ():
+            for path in paths[first:]:
+                self.verify(path, self.prove_file)
         return plan
 
-    def verify_file(self, path: str) -> None:
-        """Verify one file; if it is all of a backup, that backup."""
-        directory, name = split(path)
-        with self.telling(path):
-            backup = read_backup(directory, None)
-            if backup.archives() == [name] and backup.has_marker():
-                self.verify_backup(directory)
-                return
-            proof = self.verifier.prove_in(backup, name)
-            self.tell(path, '', 'WARNING' if proof.proved == 'length' else 'SUCCESS',
-                      f'{PROVED[proof.proved]}, {human_size(proof.size)}', proof.proved)
-
-    def verify_backup(self, path: str, vm: str = '') -> None:
-        """Verify one backup, of a VM of that name, and put the result into its manifest."""
-        with self.telling(path, vm):
-            backup = read_backup(path, None)
-            if backup.trouble:
-                raise backup.trouble
-            if not backup.has_marker():
-                raise Damaged('it has no marker: the record of a failure, not a backup')
-            fault = {}             # type: Record
-            try:
-                found = self.verifier.check(backup)
-            except Damaged as error:
-                found = Verified('', {}, [str(error)], [])
-                fault['fault'] = printable(str(error))
-            texts = (found.problems or [PROVED[found.proved]]) + found.remarks
-            with suppress(OSError):                    # nobody needs them
-                used = [PROTECTED, *backup.archives()]
-                others = [name for name, _, whose in backup.contents() if name not in used and (
-                    whose == 'person' or whose == 'ours' and name.endswith(IMAGES))]
-                if others:
-                    texts.append('also there: ' + abbreviate(others))
-            self.tell(path, vm or backup.manifest.name,
-                      verdict_of(found.problems, found.remarks).token, '; '.join(texts),
-                      found.proved)
-            try:
-                add_to_manifest(backup, verified={
-                    **found.in_manifest(backup.manifest.digests), **fault})
-            except OSError as error:                   # such as a share that is read-only
-                log(f'***NOTE - {path}: the result is not recorded: {reason_of(error)}')
-
-    @contextmanager
-    def telling(self, path: str, vm: str = '') -> Context:
-        """Verify something: what is wrong with it is told, and the others follow."""
+    def verify(self, path: str, prove: Callable, vm: str = '') -> None:
+        """Log and note what is found of a path. What is wrong there keeps no other from that."""
         check_signals()
         try:
-            yield
+            token, text, proved = prove(path)
         except Exception as error:                     # also a bug of ours
-            self.tell(path, vm, 'ERROR', explain(error))
-
-    def tell(self, path: str, vm: str, token: str, text: str, proved: str = '') -> None:
-        """Log a line, and count it, but for what was deleted meanwhile."""
+            token, text, proved = 'ERROR', explain(error), ''
         with suppress(OSError):
             if token == 'ERROR' and not is_there(path):
                 log(f'***NOTE - {path}: it was deleted meanwhile')
@@ -6792,6 +6741,36 @@ class VerifyCommand(NamedTuple):
         self.results.append({
             'path': path, 'vm': vm, 'result': token, 'text': text, 'proved': proved or None})
         log(f'{word} {path}: {text}')
+
+    def prove_file(self, path: str) -> Texts:
+        """Read a file; return the result, a text, and what is proved. Raise as `Verifier.prove`."""
+        proof = self.verifier.prove_in(read_backup(dirname(path), None), basename(path))
+        return ('WARNING' if proof.proved == 'length' else 'SUCCESS',
+                f'{PROVED[proof.proved]}, {human_size(proof.size)}', proof.proved)
+
+    def prove_backup(self, path: str) -> Texts:
+        """Do as `prove_file` for a backup, and put the result into its manifest."""
+        backup = read_backup(path, None)
+        if backup.trouble:
+            raise backup.trouble
+        if not backup.has_marker():
+            raise Damaged('no good backup (there is no marker in it)')
+        try:
+            found = self.verifier.check(backup)
+        except Damaged as error:
+            found = Verified('', {}, [str(error)], [])
+        texts = (found.problems or [PROVED[found.proved]]) + found.remarks
+        with suppress(OSError):                        # nobody needs them
+            used = [PROTECTED, *backup.archives()]
+            others = [name for name, _, whose in backup.contents() if name not in used and (
+                whose == 'person' or whose == 'ours' and name.endswith(IMAGES))]
+            if others:
+                texts.append('also there: ' + abbreviate(others))
+        try:
+            add_to_manifest(backup, verified=found.in_manifest(backup.manifest.digests))
+        except OSError as error:                       # such as a share that is read-only
+            log(f'***NOTE - {path}: the result is not recorded: {reason_of(error)}')
+        return verdict_of(found.problems, found.remarks).token, '; '.join(texts), found.proved
 
 
 def run_verify(line: CommandLine) -> int:
@@ -6805,13 +6784,14 @@ def run_verify(line: CommandLine) -> int:
     plan = Plan()
     Console.current.tell(results=command.results)
     if target.kind == 'file':
-        command.verify_file(target.path)
+        command.verify(target.path, command.prove_file)
     elif target.kind == 'backup':
-        command.verify_backup(target.path)
+        command.verify(target.path, command.prove_backup,
+                       target.backup(target.path).manifest.name)
     else:
-        plan = command.verify_vms(target, not line.only)
+        plan = command.verify_vms(target, not line.only and target.kind != 'history')
     tokens = [result['result'] for result in command.results] + ['WARNING'] * bool(plan.warnings)
-    counts = tally(tokens, len(plan.failures or plan.errors))
+    counts = tally(tokens, len(plan.failures))
     if not any(counts):
         raise UsageError(f'no backups in {line.word}')
     verdict = verdict_of(counts.errors, counts.warnings)
@@ -6832,34 +6812,19 @@ def age(when: Time) -> str:
     return f'{seconds // 86400:.0f}d'
 
 
-def others_in(histories: Histories, vms: Sequence[Record]) -> Record:
-    """Return what `list` tells of directories with dumps, and of those without any backups."""
-    dumps, foreign = [], []    # type: List[Record], List[str]
-    for path in sorted(history.directory for history in histories
-                       if not (history.holds_any() or history.refused)):
-        found = []             # type: List[str]
-        if basename(path).upper().startswith(DUMPS):
-            with suppress(OSError):                    # unreadable, or gone
-                found = dumps_in(path)
-        if found:
-            dumps.append({'path': path, 'dumps': len(found), 'newest': basename(found[-1])})
-        elif path not in [vm['path'] for vm in vms]:
-            foreign.append(path)
-    return {'pool_dumps': dumps, 'foreign': foreign}
-
-
 def document_of(name: str, history: History) -> Record:
     """Return what `list` tells of a VM, of its directory, as the README has its form."""
     owner = history.last_owner()
-    told = [{**described(backup), 'of': owner.other(backup)} for backup in history.everything()]
+    told = [described(backup, owner) for backup in history.everything()]
     return {'name': name, 'path': history.directory,
             'good': sum(backup['outcome'] == 'good' for backup in told),
             'size': sum(backup['size'] or 0 for backup in told), 'backups': told}
 
 
-def described(backup: Backup) -> Record:
+def described(backup: Backup, owner: Manifest) -> Record:
     """Return what the document has of a directory in a VM's."""
-    method = backup.manifest.method or None    # type: Optional[str]
+    manifest = backup.manifest
+    method = manifest.method or None   # type: Optional[str]
     size = compression = None  # type: Any
     if backup.outcome == 'remains':
         with suppress(OSError):
@@ -6872,63 +6837,33 @@ def described(backup: Backup) -> Record:
     return {
         'path': backup.path, 'when': backup.started, 'outcome': backup.outcome,
         'method': method, 'size': size, 'compression': compression,
-        'verified': backup.manifest.verified or None,
-        'test_restore': backup.manifest.test_restore or None, 'protected': backup.protected}
+        'verified': manifest.verified or None, 'test_restore': manifest.test_restore or None,
+        'protected': backup.protected, 'of': owner.other(backup)}
 
 
 def table_of(document: Record) -> Iterator[str]:
     """Yield the document's lines for a person."""
-    vms = document['vms']
-    rows = [row_of(backup) for vm in vms for backup in vm['backups']]
-    columns = []               # type: List[List[str]]     # but for those with nothing in them
-    for column in zip('when age method size outcome verified restored protected name'.split(),
-                      *rows):
-        if set(column[1:]) != {'-'}:
-            width = max(map(len, column))
-            columns.append([cell.ljust(width) for cell in column])
-    table = ('  '.join(cells).rstrip() for cells in zip(*columns))
-    if rows:
-        yield next(table)
-    for vm in vms:
+    yield LISTED.format(*'when age method size outcome name remarks'.split())
+    for vm in document['vms']:
         good = f'{vm["good"]} good, {human_size(vm["size"])}' if vm['good'] else 'NO GOOD BACKUP'
         yield '{name} ({path}): {}'.format(good, **vm)
-        for backup in vm['backups']:
-            yield next(table)
-            if backup['of']:
-                yield '    ' + backup['of']
-            for what, found in (('damaged', backup['verified']),
-                                ('test restore', backup['test_restore'])):
+        for told in vm['backups']:
+            remarks = [told['of'], 'protected' if told['protected'] else '']
+            for word, found in (('verified', told['verified']), ('restored', told['test_restore'])):
                 if found and found['fault']:
-                    yield f'    {what}: {found["fault"]}'
+                    remarks.append(f'fault when {word}: {found["fault"]}')
+                elif found:
+                    remarks.append(f'{found["proved"] or word} {age(found["when"])}')
+            yield LISTED.format(
+                (told['when'] or '-')[:16].replace('T', ' '), age(told['when']),
+                told['method'] or '-', '-' if told['size'] is None else human_size(told['size']),
+                told['outcome'], basename(told['path']), ', '.join(filter(None, remarks))).rstrip()
     for dumps in document['pool_dumps']:
         yield 'pool database ({path}): {dumps} dumps, newest {newest}'.format(**dumps)
     for path in document['foreign']:
         yield 'foreign: ' + path
-    yield from document['messages']
-    total = 'total of {} VMs: {} good, {}'.format(
-        len(vms), document['good'], human_size(document['size']))
-    without = [vm['name'] for vm in vms if not vm['good']]
-    if without:
-        total += '; NO GOOD BACKUP of ' + ', '.join(without)
-    yield total
-
-
-def row_of(told: Record) -> Texts:
-    """Return the row of a directory."""
-    size = '-'
-    if told['size'] is not None:
-        size = human_size(told['size'])
-        if told['compression'] not in (None, 'none'):
-            size += ' ' + told['compression']
-    row = [(told['when'] or '-')[:16].replace('T', ' '), age(told['when']),
-           told['method'] or '-', size, told['outcome']]
-    for found in (told['verified'], told['test_restore']):
-        cell = '-'
-        if found:
-            word = 'fault' if found['fault'] else found['proved'] or 'good'
-            cell = f'{word} {age(found["when"])}'
-        row.append(cell)
-    return row + ['yes' if told['protected'] else '-', basename(told['path'])]
+    yield 'total of {} VMs: {} good, {}'.format(
+        len(document['vms']), document['good'], human_size(document['size']))
 
 
 def run_list(line: CommandLine) -> int:
@@ -6936,24 +6871,36 @@ def run_list(line: CommandLine) -> int:
     target = open_target(line)
     if target.kind == 'backup' or target.kind == 'history' and line.only:
         raise UsageError(f'vm= does not apply to a single VM or backup: {line.word}')
+    whole = not line.only and target.kind != 'history'
     histories = target.stocked()
     plan = select_histories(histories, target.config)
-    vms = [document_of(job.vm.name, job.vm.saved) for job in plan.jobs]
-    vms += [document_of(failure.name, target.history(path_part(failure.name)))
-            for failure in plan.failures]
-    vms.sort(key=lambda vm: vm['name'])
+    log(*plan.messages, *plan.errors)
+    found = [(job.vm.name, job.vm.saved) for job in plan.jobs]
+    found += [(failure.name, target.history(path_part(failure.name)))
+              for failure in plan.failures]
+    vms = [document_of(*each) for each in sorted(found, key=lambda each: each[0])]
+    dumps = [{'path': path, 'dumps': len(paths), 'newest': basename(paths[-1])}
+             for path, paths in (target.dumps() if whole else {}).items() if paths]
+    known = [each['path'] for each in vms + dumps]
     document = {
-        'backup_dir': target.root, 'vms': vms,
-        **others_in([] if line.only else histories, vms),
+        'backup_dir': target.root, 'vms': vms, 'pool_dumps': dumps,
+        'foreign': sorted(history.directory for history in histories if whole and not (
+            history.holds_any() or history.refused or history.directory in known)),
         'messages': plan.messages + plan.errors, 'good': sum(vm['good'] for vm in vms),
         'size': sum(vm['size'] for vm in vms)}
-    for text in document['messages']:
-        Console.current.sort(text)
     if not Console.current.tell(**document):
         Console.current.write(''.join(printable(row) + '\n' for row in table_of(document)))
     doubtful = any(backup['outcome'] != 'good' for vm in vms for backup in vm['backups'][:1])
     return verdict_of(plan.errors or not all(vm['good'] for vm in vms),
                       plan.warnings or doubtful).status
+
+
+def owner_with_backup(history: History) -> Manifest:
+    """Return whose a directory is, if a good backup of that VM is in it; else whose nothing is."""
+    owner = history.last_owner()
+    if any(each.outcome == 'good' and not owner.other(each) for each in history.completed()):
+        return owner
+    return Manifest()
 
 
 class Pruning:
@@ -6971,30 +6918,27 @@ class Pruning:
 
     def let_go(self, history: History) -> Backups:
         """Return the backups of others that were asked to go; of a pool, beside a good one."""
-        owner, found = history.last_owner(), history.completed()
-        if not self.pool:
-            return [each for each in found if each.manifest.uuid in self.vms
-                    and each.manifest.pool in ('', owner.pool) and not owner.rotates(each)]
-        if owner.pool in ('', self.pool) or not any(
-                each.outcome == 'good' and not owner.other(each) for each in found):
-            return []
-        return [each for each in found if each.manifest.pool == self.pool]
+        found = history.completed()
+        if self.pool:
+            beside = owner_with_backup(history).pool not in ('', self.pool)
+            return [each for each in found if beside and each.manifest.pool == self.pool]
+        owner = history.last_owner()
+        return [each for each in found if each.manifest.uuid in self.vms
+                and each.manifest.pool in ('', owner.pool) and not owner.rotates(each)]
 
-    def prune(self, job: Job, history: History, by_rules: bool) -> None:
+    def prune(self, job: Job, by_rules: bool) -> None:
         """Prune the backups of a VM, oldest first; without rules only those of others that are to
         go. Raise TargetError where a line of the config may mean it, and nothing tells; OSError."""
         for kind, known in (('uuid', job.vm.uuid), ('tag', 'tags' in job.vm.record)):
             if by_rules and kind in self.kinds and not known:
                 raise TargetError(f'its newest backup does not record the {kind} of the VM: not '
                                   'touched')
-        policy = policy_of(self.settings, job)
-        log('{}: {}'.format(history.directory, ' '.join(
-            f'keep_{name}={count}' for name, count in policy.items()
-            if count or name == 'last')))
-        for path in () if self.previewing else history.as_it_is().half_deleted():
+        history = job.vm.saved.as_it_is()              # now that it is locked
+        log(history.directory)
+        for path in () if self.previewing else history.half_deleted():
             with tolerating(self.errors, path):
                 finish_deleting(path)
-        for backup in history.as_it_is().backups():    # anew, under the lock
+        for backup in history.backups():
             if backup.trouble:
                 self.errors.append(f'{backup.path}: {explain(backup.trouble)}')
         owner = history.last_owner()
@@ -7002,8 +6946,8 @@ class Pruning:
         if owner.pool and own_pool() not in ('', owner.pool):
             log(f'***NOTE - not touched: they are of another pool, {owner.pool}')
             return
-        ours = {backup.path: why
-                for backup, why in history.judged(policy, owner)}
+        ours = {backup.path: why for backup, why in history.judged(
+            policy_of(self.settings, job), owner)}
         for backup in history.completed():
             if backup.path in ours and not by_rules:
                 continue
@@ -7020,14 +6964,11 @@ class Pruning:
         """Delete a backup that a person names; tell what that loses. Raise UsageError, OSError."""
         backup = self.store.backup(path)
         if backup.outcome not in COMPLETE or backup.protected:
-            raise UsageError('no backup that can be deleted: {} ({})'.format(
-                path, 'it is protected' if backup.protected else 'expected its dated directory'))
-        others = [each.manifest for each in history.completed(True) if each.path != path
-                  and each.outcome == 'good' and not backup.manifest.other(each)]
-        lost = disks_in_none(others, backup.manifest.holds)
-        if not others:
-            log('***NOTE - no other good backup of this VM is in its directory')
-        elif lost:
+            raise UsageError(f'no backup that can be deleted, or it is protected: {path}')
+        lost = disks_in_none([each.manifest for each in history.completed(True)
+                              if each.path != path and each.outcome == 'good'
+                              and not backup.manifest.other(each)], backup.manifest.holds)
+        if lost:
             log('***NOTE - no other good backup there has disk ' + lost)
         self.delete(backup)
 
@@ -7049,29 +6990,23 @@ def to_prune(target: Store, pruning: Pruning) -> List[Any]:
     only = [rule for rule in config.rules if rule.method == 'vm']
     whole = config._replace(rules=[rule for rule in config.rules if rule not in only])
     plan = select_histories(histories, whole, config.settings.keep_last)
-    chosen = plan.jobs
-    if plan.errors:
-        log(*plan.messages, *plan.errors)
-        raise ConfigError('nothing is pruned (see above)')
-    uuids = {rule.word for rule in only if rule.kind == 'uuid'}
-    for history in histories if uuids else ():
-        good = {each.manifest.uuid for each in history.completed() if each.outcome == 'good'}
-        pruning.vms |= uuids & good & {history.last_owner().uuid}
-    wanted = [] if pruning.pool else histories
-    if only:
-        plan = select_histories(histories, config)
-        wanted = [job.vm.saved for job in plan.jobs]
     for text in plan.errors:
-        if not any(uuid in text.lower() for uuid in pruning.vms):
-            raise UsageError(text)
-    for failure in plan.failures:
+        log(*plan.messages)
+        raise UsageError(text)
+    uuids = {rule.word for rule in only if rule.kind == 'uuid'}
+    pruning.vms = uuids.intersection(owner_with_backup(each).uuid for each in histories if uuids)
+    for rule in only:
+        if rule.word not in pruning.vms and not any(chooses(rule, job.vm) for job in plan.jobs):
+            raise UsageError(f'{rule} is none of the VMs that are selected')
+    for failure in () if only else plan.failures:
         log(f'***NOTE - no backups of {failure.name}')
-    found = [(job, job.vm.saved, job.vm.saved in wanted) for job in chosen
-             if job.vm.saved in wanted or pruning.let_go(job.vm.saved)]
+    found = []
+    for job in plan.jobs:
+        by_rules = any(chooses(rule, job.vm) for rule in only) or not (only or pruning.pool)
+        if by_rules or pruning.let_go(job.vm.saved):
+            found.append((job, job.vm.saved, by_rules))
     if not found:
-        chosen_by = ' '.join(map(str, only)) or f'pool={pruning.pool}'
-        raise UsageError(f'no backups in {target.root} of a VM that the config names and '
-                         f'{chosen_by} chooses')
+        raise UsageError(f'no backups of that vm= or pool= that may go in {target.root}')
     return found
 
 
@@ -7084,25 +7019,22 @@ def run_prune(line: CommandLine) -> int:
                          + line.word)
     target.check()
     pruning = Pruning(target, line.options)
-    command, done = 'prune', 'deleted'
-    if pruning.previewing:
-        command, done = 'prune preview', 'would be deleted'
+    done = 'would be deleted' if pruning.previewing else 'deleted'
     found = [(None, target.history(dirname(target.path)), False)]    # type: List[Any]
     if target.kind == 'config':
         found = to_prune(target, pruning)
     for job, history, by_rules in found:
         check_signals()
-        with tolerating(pruning.errors, history.directory), ExitStack() as stack:
-            if not pruning.previewing:
-                stack.enter_context(pruning.store.locked(
-                    history.directory, pruning.settings.lock_wait * 60))
+        lock = suppress() if pruning.previewing else pruning.store.locked(
+            history.directory, pruning.settings.lock_wait * 60)
+        with tolerating(pruning.errors, history.directory), lock:
             if job:
-                pruning.prune(job, history, by_rules)
+                pruning.prune(job, by_rules)
             else:
                 pruning.prune_one(target.path, history)
     verdict = verdict_of(pruning.errors, ())
-    log('VmBackup {0} ended - {1} - {2.kept} kept, {2.deleted} {3} ({4})'.format(
-        command, verdict.phrase, pruning, done, human_size(pruning.freed)), loud=True)
+    log('VmBackup prune ended - {0} - {1.kept} kept, {1.deleted} {2} ({3})'.format(
+        verdict.phrase, pruning, done, human_size(pruning.freed)), loud=True)
     return verdict.status
 
 

@@ -187,9 +187,9 @@ class Documents(SavedCase):
 
     def test_a_bug_is_told(self):
         for status, words, name in (
-                (2, ('list', self.backups), 'table_of'), (2, ('list', self.backups), 'others_in'),
+                (2, ('list', self.backups), 'table_of'), (2, ('list', self.backups), 'document_of'),
                 (3, ('status', self.config(*self.both)), 'select_histories'),
-                (2, ('verify', self.backups), 'histories_in'),
+                (2, ('verify', self.backups), 'select_histories'),
                 (2, ('password', self.config(*self.both), 'preview'), 'program_problems')):
             if name == 'table_of':                 # which prints no JSON
                 self.assertIn('"schema"', self.vmbackup(*words, 'json').output)

@@ -27,7 +27,8 @@ class ListCase(StoreCase):
 
     def document(self, status, *words, **environ):
         """What it prints as JSON, and nothing else."""
-        return json.loads('\n'.join(self.table(status, *(words + ('json',)), **environ)))
+        text = '\n'.join(self.table(status, *(words + ('json',)), **environ))
+        return json.loads(text[text.index('{'):])
 
     def refused(self, *words):
         line, = self.table(2, *words)
@@ -96,8 +97,8 @@ class WhatIsTold(ListCase):
             ('notes', 'foreign')],
             self.outcomes(self.document(1, self.backups)))
         lines = self.table(1, self.backups)
-        self.assertIn('    damaged: it is too short', lines)
-        self.assertRegex('\n'.join(lines), r'\n-( +-)+ +foreign +- +notes\n')
+        self.assertRegex('\n'.join(lines), r' damaged .*  fault when verified: it is too short\n')
+        self.assertRegex('\n'.join(lines), r'\n-( +-)+ +foreign +notes\n')
 
     def test_backups_of_3_25_are_told_by_their_names(self):
         for day, (vm, method, packed) in enumerate((
@@ -123,13 +124,12 @@ class WhatIsTold(ListCase):
                           'seconds': 61}, found['test_restore'])
         self.assertIs(True, found['protected'])
         head, _, row = self.table(0, self.backups)[:3]
-        self.assertEqual('when age method size outcome verified restored protected name'.split(),
+        self.assertEqual('when age method size outcome name remarks'.split(),
                          head.split())
-        self.assertRegex(row, r' good +structure \d+d +good \d+d +yes +backup-')
+        self.assertRegex(row, r' good +backup-.*  protected, structure \d+d, restored \d+d$')
         self.backup('web', 2, test_restore={'when': 'x', 'fault': 'it did not boot'})
         lines = self.table(0, self.backups)
-        self.assertRegex(lines[2], ' good +- +fault - +- +backup-')
-        self.assertEqual('    test restore: it did not boot', lines[3])
+        self.assertRegex(lines[2], ' good +backup-.*  fault when restored: it did not boot$')
 
     def test_dumps_and_directories_without_backups_have_their_own_lines(self):
         self.ends(0, 'vm-export=web', pool_db_backup=1)
@@ -190,7 +190,6 @@ class WhichOnes(ListCase):
         lines = self.table(2, config)
         for name in ('db', 'gone', 'empty', 'link'):
             self.assertIn('%s (%s/%s): NO GOOD BACKUP' % (name, self.backups, name), lines)
-        self.assertTrue(lines[-1].endswith('; NO GOOD BACKUP of db, empty, gone, link'))
 
     def test_a_config_chooses_as_in_a_run_and_the_directory_of_a_vm_may_be_given(self):
         for vm in ('web', 'web2', 'db'):
@@ -221,9 +220,9 @@ class WhichOnes(ListCase):
         config = self.config('vm-export=web', 'vm-export=nothing.*')
         self.assertEqual(['***WARNING - no backup found: vm-export=nothing.*'],
                          self.document(1, config)['messages'])
-        self.assertIn('***WARNING - no backup found: vm-export=nothing.*', self.table(1, config))
-        self.assertIn('ERROR vm=w[b is none of the VMs that are selected',
-                      self.table(2, self.backups, 'vm=w[b'))
+        self.assertRegex(self.table(1, config)[0], ' - .+WARNING - no backup found: vm-export=noth')
+        self.assertRegex(self.table(2, self.backups, 'vm=w[b')[0],
+                         r' - ERROR vm=w\[b is none of the VMs that are selected$')
 
     def test_wrong_words_are_one_line_and_status_2(self):
         path = self.backup('web', 1)

@@ -34,7 +34,7 @@ ROWS = {
     'test-restore': Row('vm-export={vm} from={config}', 'can be restored',
                         former='local test-restore={vm} from={config}'),
     'prune': Row('{config} preview',
-                 'VmBackup prune preview ended - Success'),
+                 'VmBackup prune ended - Success'),
     'protect': Row('{backup}', 'protected: '),
     'unprotect': Row('{backup}', 'unprotected: '),
     'status': Row('{config} max_age=2d', 'VMBACKUP OK'),

@@ -193,14 +193,13 @@ class Prune(RetentionCase):
         before = self.tree()
         done = self.command(0, 'prune', config, 'preview')
         self.assertEqual(before, self.tree())
-        self.assertEqual([os.path.join(self.backups, 'web') +
-                          ': keep_last=2 keep_daily=3 keep_weekly=2'] + [
+        self.assertEqual([os.path.join(self.backups, 'web')] + [
             '  delete backup-2026-01-%02d-(03:00:00)' % day for day in range(1, 11)] + [
             '  keep   backup-2026-01-11-(03:00:00) (weekly)',
             '  keep   backup-2026-01-12-(03:00:00) (daily)',
             '  keep   backup-2026-01-13-(03:00:00) (last, daily)',
             '  keep   backup-2026-01-14-(03:00:00) (last, daily, weekly)',
-            'VmBackup prune preview ended - Success - 4 kept, 10 would be deleted (0 bytes)'],
+            'VmBackup prune ended - Success - 4 kept, 10 would be deleted (0 bytes)'],
             done.lines)
         done = self.command(0, 'prune', config)
         self.assertIn('VmBackup prune ended - Success - 4 kept, 10 deleted (0 bytes)', done.lines)
@@ -301,7 +300,7 @@ class Protected(RetentionCase):
         self.assertEqual([1, 3, 4, 5], self.days('web'))
         self.vmbackup('password', config)
         self.assertEqual([1, 4, 5], self.days('web'))
-        self.assertIn('yes', self.vmbackup('list', self.backups).output)
+        self.assertIn('  protected\n', self.vmbackup('list', self.backups).output)
         self.command(0, 'unprotect', os.path.relpath(paths[0], self.directory))
         self.command(0, 'prune', config)
         self.assertEqual([4, 5], self.days('web'))

@@ -133,7 +133,7 @@ class Commands(SavedCase, QuietCase):
                 (0, ['verify', good], [end % 'verify']),
                 (2, ['verify', missing], [r'\*\*\*ERROR - no backup found: .*', end % 'verify']),
                 (0, ['prune', good], [end % 'prune']),
-                (0, ['prune', good, 'preview'], [end % 'prune preview']),
+                (0, ['prune', good, 'preview'], [end % 'prune']),
                 (2, ['prune', missing, 'vm=x'], ['ERROR vm=x is none of .*']),
                 (0, ['preview', good, login], ['SUCCESS preview of parameters ']),
                 (2, ['preview', missing, login], [
