@@ -186,7 +186,7 @@ mail_smtp_port=25 [1 to 65535]
     Port of the mail server
 mail_smtp_security=auto [auto, none, starttls, tls]
     Encryption to the mail server: none, starttls (usual on port 587), tls (usual on
-    port 465); auto is what is usual on its port, but sends no password in clear
+    port 465); auto is what is usual on its port, and starttls where there is an account
 mail_smtp_user= []
     Account on the mail server, if it wants one
 mail_smtp_password_file= []
@@ -1459,7 +1459,7 @@ def bounded(what: str, function: Callable, *arguments: Any, watch: Optional[Call
     while thread.is_alive():
         patience = limit or (LOGIN_GRACE if Signals.current.received else SHARE_TIMEOUT)
         if watch:
-            Signals.current.check(True)
+            check_signals(True)
             watch()
         elif waited() > patience:
             raise TargetError(f'{what} did not respond within {patience} seconds')
@@ -1488,7 +1488,6 @@ class Watchdog:
         self.expected = expected   # bytes, as far as is known
         self.progress = progress   # shares of what the tasks have to do
         self.seconds = self.standing = stopwatch()
-        self.samples = deque([(0.0, 0)], maxlen=20)    # seconds and bytes, for the rate
 
     def check(self) -> None:
         """Raise CommandFailed if nothing has moved for too long; TargetError, Interrupted."""
@@ -1518,14 +1517,11 @@ class Watchdog:
         """Show that so many bytes are done, and that share of all, 0 if it is unknown."""
         seconds = self.seconds()
         done = done or int(share * self.expected)
-        self.samples.append((seconds, done))
-        since, before = self.samples[0]
-        rate = (done - before) / max(seconds - since, 0.1)
         text = f'{self.verb} {human_size(done)}'
         if self.expected:
             text += f' of {human_size(self.expected)}'
             share = share or min(done / self.expected, 1)
-        text += f', {human_size(rate)}/s: {self.name}'
+        text += f', {human_size(done / max(seconds, 0.1))}/s: {self.name}'
         if share > 0.001:
             left = timedelta(seconds=int(seconds / share - seconds))
             text = f'{100 * share:.0f} %, {left} left, {text}'
@@ -1556,7 +1552,7 @@ class Signals:
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing)
-        signal.signal(SIGUSR1, lambda *_: self.ended or self.check(True))
+        signal.signal(SIGUSR1, lambda *_: self.ended or check_signals(True))
         for signum in SIGNALS:
             if signal.getsignal(signum) != SIG_IGN:
                 signal.signal(signum, lambda *_: None)     # the pipe tells of it
@@ -1622,11 +1618,6 @@ class Signals:
             ': what may be left in the pool has its record in backup_dir, for the next run'
             if self.overdue and not self.at_once else ''))
 
-    def check(self, finishing: bool = False) -> None:
-        """Raise Interrupted after a signal; if `finishing`, once there is no more time for that."""
-        if self.overdue if finishing else self.received:
-            raise self.reason()
-
     @contextmanager
     def ending(self, children: Sequence[Popen]) -> Context:
         """Let a signal end these children; raise Interrupted once they have ended by one."""
@@ -1637,15 +1628,17 @@ class Signals:
             yield
         finally:
             self.children.difference_update(children)
-        self.check()
+        if self.received:
+            raise self.reason()
 
 
 Signals.current = Signals()        # those that this process handles
 
 
-def check_signals() -> None:
-    """Raise Interrupted after a signal."""
-    Signals.current.check()
+def check_signals(finishing: bool = False) -> None:
+    """Raise Interrupted after a signal; if `finishing`, once there is no more time for that."""
+    if Signals.current.overdue if finishing else Signals.current.received:
+        raise Signals.current.reason()
 
 
 def end_program(number: int) -> None:
@@ -1686,13 +1679,31 @@ def decoded(output: bytes) -> str:
     return output.decode('utf-8', 'replace').strip()
 
 
+def attend(children: Sequence[Popen], work: Callable, argv: Texts, timeout: float, cuttable: bool,
+           watchdog: Optional[Watchdog] = None) -> None:
+    """Do work that ends with the children, which if `cuttable` a signal ends. Raise CommandFailed
+    if it takes over `timeout` seconds or, with a watchdog, stalls; Interrupted."""
+    signals, waited = Signals.current if cuttable else Signals(), stopwatch()
+
+    def watch() -> None:
+        if signals.received and signals.since() > REAP_TIMEOUT:        # it was told to end already
+            raise signals.reason()
+        if watchdog:
+            watchdog.check()
+        elif waited() >= timeout:
+            raise CommandFailed(f'still running after {timeout:g} seconds: {quoted(argv)}',
+                                TIMED_OUT)
+
+    with signals.ending(children):
+        bounded('', work, watch=watch, every=watchdog.every if watchdog else WATCH_EVERY)
+
+
 def run(argv: Texts, timeout: float, cuttable: bool = False,
         watchdog: Optional[Watchdog] = None, packer: Any = None) -> CompletedProcess:
     """Run a program to its end, or if `cuttable` to a signal. A packer: a program that compresses
     its output, and the open file for that. Raise CommandFailed if one cannot be started, takes over
     `timeout` seconds or, with a watchdog, stalls, or the packer fails; and what feeding it met."""
     fed = watchdog and watchdog.pieces
-    signals, waited = Signals.current if cuttable else Signals(), stopwatch()
     with ExitStack() as stack:
         child = stack.enter_context(started(argv, stdin=PIPE if fed else DEVNULL))
         children = [child]
@@ -1703,16 +1714,12 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
             child.stdout.close()                       # the packer has it
             child.stdout = None
 
-        results = []           # type: List[CompletedProcess]
-
-        def listen() -> None:
-            for each in children:
-                output, errors = each.communicate()
-                results.append(CompletedProcess(each.args, each.returncode, output or b'', errors))
+        said = []              # type: List[Tuple[bytes, bytes]]       # their outputs and errors
 
         def converse() -> None:
             # In a thread of its own, as a child may say much before it reads on.
-            listening = Thread(target=listen, daemon=True)
+            listening = Thread(target=lambda: said.extend(map(Popen.communicate, children)),
+                               daemon=True)
             listening.start()
             try:
                 if fed:
@@ -1722,86 +1729,58 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
             finally:
                 listening.join()
 
-        def watch() -> None:
-            signals.check()                            # it was told to end already
-            if watchdog:
-                watchdog.check()
-            elif waited() >= timeout:
-                raise CommandFailed(f'still running after {timeout:g} seconds: {quoted(argv)}',
-                                    TIMED_OUT)
-
         # In a thread, as what is fed may hang where it is read, and as communicate() of Python 3.6
         # fails if it is called again after a time limit and the child has closed one output.
-        with signals.ending(children):
-            bounded('', converse, watch=watch, every=watchdog.every if watchdog else WATCH_EVERY)
-    last = results[-1]
-    if packer and last.returncode:
-        raise CommandFailed('{} failed: {}'.format(
-            command[0], decoded(last.stderr) or f'exit status {last.returncode}'))
-    return results[0]
-
-
-def has_ended(child: Popen, timeout: float, signals: Signals) -> bool:
-    """Return whether a child ends in time; it is not reaped, so nobody gets its group's number."""
-    elapsed = stopwatch()
-    while not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-        if elapsed() > timeout or signals.received and signals.since() > REAP_TIMEOUT:
-            return False
-        sleep(0.02)
-    return True
+        attend(children, converse, argv, timeout, cuttable, watchdog)
+    status = children[-1].returncode
+    if packer and status:
+        raise CommandFailed(
+            f'{command[0]} failed: {decoded(said[-1][1]) or f"exit status {status}"}')
+    output, errors = said[0]
+    return CompletedProcess(argv, child.returncode, output or b'', errors)
 
 
 def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
              cuttable: bool, tell: Callable) -> None:
     """Run a program. `tell` is called with each line, at once; if `cuttable`, a signal ends it;
-    what it leaves goes on. Raise CommandFailed, whose code is the exit status if that is not 0."""
-    signals = Signals.current if cuttable else Signals()
+    what it leaves goes on. Raise CommandFailed with its last words; code: its exit status."""
+    last_words = deque(maxlen=4)       # type: deque
 
     def listen() -> None:
         with child.stdout as stream:
             for line in iter(lambda: stream.readline(LONGEST_LINE), b''):
-                tell(line.decode('utf-8', 'replace').rstrip('\r\n'))
+                last_words.append(line.decode('utf-8', 'replace').rstrip('\r\n'))
+                tell(last_words[-1])
 
     with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **environ}) as child:
         listener = Thread(target=listen, daemon=True)
         listener.start()
-        try:
-            with signals.ending([child]):
-                over = has_ended(child, timeout, signals)
-            if not over:
-                raise CommandFailed(f'still running after {timeout / 60:g} minutes (hook_timeout)')
-        except BaseException:                          # end it, and whatever it has started
-            send_signal(SIGTERM, child)
-            has_ended(child, REAP_TIMEOUT, Signals())
-            send_signal(SIGKILL, child)
-            raise
-        finally:
-            listener.join(LAST_WORDS)
-        status = child.wait()
-        if status < 0:
-            raise CommandFailed(f'ended by signal {-status}')
-        if status:
-            raise CommandFailed(f'exit status {status}', str(status))
+        attend([child], child.wait, argv, timeout, cuttable)
+        listener.join(LAST_WORDS)
+    status = child.returncode
+    if status:
+        how = f'exit status {status}' if status > 0 else f'ended by signal {-status}'
+        raise CommandFailed(': '.join(filter(None, (how, ' / '.join(last_words)))), str(status))
 
 
 def packing_command(compression: Compression, undo: bool = False) -> Texts:
     """Return the command that packs its input, or unpacks it; raise CommandFailed for none."""
     import shutil
-    for program in compression.programs:
-        path = shutil.which(program)
-        if path:
-            return [path, '-dc' if undo else '-c']
+    for path in filter(None, map(shutil.which, compression.programs)):
+        return [path, '-dc' if undo else '-c']
     raise CommandFailed(f'no program {compression.name} to ' + (
         'verify it with (install it, or set verify=no)' if undo else
         'compress with (install it, or set vdi_compress=none)'))
 
 
-class Filter:
+class Filter(ExitStack):
     """A program through which a file is read; raise CommandFailed if it cannot be started."""
     def __init__(self, argv: Texts, handle: int) -> None:
+        super().__init__()
         self.name = basename(argv[0])
-        self.running = ExitStack()
-        self.child = self.running.enter_context(started(argv, stdin=handle))
+        self.child = self.enter_context(started(argv, stdin=handle))
+        self.enter_context(self.child.stdout)
+        self.enter_context(self.child.stderr)
 
     def readinto(self, view: memoryview) -> int:
         """Read what is there, 0 bytes at the end. Raise Damaged for bad input, CommandFailed."""
@@ -1814,12 +1793,6 @@ class Filter:
             if status:
                 raise Damaged(f'{self.name} says: ' + words.replace('\n', ' / '))
         return got
-
-    def close(self) -> None:
-        """End the program."""
-        self.running.close()
-        self.child.stdout.close()
-        self.child.stderr.close()
 
 
 def be_gentle(idle: bool) -> None:
@@ -1835,23 +1808,17 @@ class Xe:
         self.program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
         self.numbers = itertools.count(1) if numbered else None
 
-    def tell(self, verb: str, **parameters: str) -> str:
-        """Run a command that changes the pool; return its output. Raise CommandFailed."""
-        return decoded(self.issue(verb, parameters))
+    def tell(self, verb: str, **words: Any) -> str:
+        """Issue a command; return its output as text. Raise CommandFailed."""
+        return decoded(self.issue(verb, **words))
 
-    def transfer(self, verb: str, watchdog: Any = None, packer: Any = None, at: str = '',
-                 **parameters: str) -> str:
-        """Run a command that writes or reads a file, the one `at` a path if given, with a packer or
-        fed (see `run`), while it moves; a signal ends it. Return its output; status 0 does not
-        prove that an export made a file (xapi: cli_operations.ml, download_file)."""
-        return decoded(self.issue(verb, parameters, at=at, cuttable=True, watchdog=watchdog,
-                                  packer=packer))
-
-    def issue(self, verb: str, parameters: Strings, logged: bool = True,
-              at: str = '', **how: Any) -> bytes:
-        """Log and run a command, in which new_name becomes new-name. Return its output; raise
-        CommandFailed with its last words. xe says 0 or 1 (xapi: xe-cli/newcli.ml), but 0 after an
-        export that failed (xapi: cli_operations.ml)."""
+    def issue(self, verb: str, watchdog: Any = None, packer: Any = None, at: str = '',
+              asking: bool = False, **parameters: str) -> bytes:
+        """Log and run a command, in which new_name becomes new-name; not logged if only `asking`.
+        With a watchdog it transfers a file, the one `at` a path if given, with a packer or fed (see
+        `run`), and a signal ends it. Return its output; raise CommandFailed with its last words. xe
+        says 0 or 1 (xapi: xe-cli/newcli.ml), but 0 after an export that failed or made no file
+        (xapi: cli_operations.ml, download_file)."""
         argv = [self.program, verb]
         given = argv[:]
         for name, value in parameters.items():
@@ -1861,9 +1828,9 @@ class Xe:
             given.append(f'{name}={at if at and name.startswith("file") else value}')
         if search('[\x00-\x1f\x7f]', ''.join(given)):   # where xe would divide a word
             raise CommandFailed(f'xe takes no control character: {quoted(argv)}')
-        if logged:
+        if not asking:
             log((f'{next(self.numbers)}.cmd: ' if self.numbers else '') + quoted(argv))
-        result = run(given, XE_TIMEOUT, **how)
+        result = run(given, XE_TIMEOUT, bool(asking or watchdog), watchdog, packer)
         words = decoded(result.stderr)
         log(*words.splitlines())
         if result.returncode:
@@ -4595,8 +4562,7 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
     from xml.dom import minidom
     for wait in SNAPSHOT_PAUSES + (0,):
         try:
-            archive = xe.issue('vm-export', {'metadata': 'true', 'uuid': vm.uuid, 'filename': ''},
-                               logged=False, cuttable=True)
+            archive = xe.issue('vm-export', asking=True, metadata='true', uuid=vm.uuid, filename='')
             break
         except CommandFailed as error:
             if not wait or error.code not in WENT_AWAY + ('OTHER_OPERATION_IN_PROGRESS',):
@@ -5240,8 +5206,8 @@ class Exporter(Remover):
         packing = compression_of(path)
         if self.archive:
             with handed(path) as at:
-                lines = self.xe.transfer('vm-export', watchdog, at=at, uuid=uuid, filename=path,
-                                         **packing.parameters).splitlines()
+                lines = self.xe.tell('vm-export', watchdog=watchdog, at=at, uuid=uuid,
+                                     filename=path, **packing.parameters).splitlines()
             log(*lines)
             if 'Export succeeded' not in lines:
                 raise CommandFailed('xe vm-export did not say that the export succeeded')
@@ -5251,10 +5217,10 @@ class Exporter(Remover):
         try:
             if not packing.ending:
                 with handed(path) as at:
-                    self.xe.transfer('vdi-export', watchdog, at=at, filename=path, **words)
+                    self.xe.tell('vdi-export', watchdog=watchdog, at=at, filename=path, **words)
             else:
                 with create(path) as stream:
-                    self.xe.transfer('vdi-export', watchdog, filename='', packer=(
+                    self.xe.tell('vdi-export', watchdog=watchdog, filename='', packer=(
                         packing_command(packing), stream.fileno()), **words)
         except CommandFailed as error:
             if form == '.vhd' and size % VHD_BLOCK and error.code == STALLED:
@@ -5440,7 +5406,7 @@ class Importer(Operator):
         watchdog = Watchdog(self.limit, lambda: sum(each.position() for each in readers),
                             'restored', path, bounded(path, size_of, path))
         watchdog.pieces = archive_for_import(path, target.name, mark, readers)
-        uuid = self.xe.transfer('vm-import', watchdog, filename='/dev/stdin', **words)
+        uuid = self.xe.tell('vm-import', watchdog=watchdog, filename='/dev/stdin', **words)
         made = self.pool.marked(mark)
         if [vm['uuid'] for vm in made.vms.values()] != [uuid]:
             raise CommandFailed('xe vm-import did not print the uuid of the VM that it made')
@@ -5475,12 +5441,13 @@ class Importer(Operator):
             watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, 'restored', path, size,
                                 lambda: self.pool.progress('VDI import', others))
             with reading(path) as stream:
-                self.xe.transfer('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path,
-                                 at=f'/proc/{getpid()}/fd/{stream.fileno()}')       # as `handed`
+                self.xe.tell('vdi-import', watchdog=watchdog, uuid=uuid, format='vhd',
+                             filename=path, at=f'/proc/{getpid()}/fd/{stream.fileno()}')  # `handed`
         else:
             watchdog = Watchdog(self.limit, lambda: watchdog.done, 'restored', path, made)
             watchdog.pieces = image_pieces(path, form, size, made)
-            self.xe.transfer('vdi-import', watchdog, filename='/dev/stdin', uuid=uuid, format='raw')
+            self.xe.tell('vdi-import', watchdog=watchdog, filename='/dev/stdin', uuid=uuid,
+                         format='raw')
         return uuid
 
 
@@ -5492,17 +5459,14 @@ class Importer(Operator):
 BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
 NOT_NOW = '75'             # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
 VARIABLES = 'VM UUID METHOD TARGET FILE SIZE STATUS BACKUP_DIR REPORT'.split()
-LONGEST_REPLIES = 2**20    # bytes of all answers of a mail server
+MOST_REPLIES = 1000        # lines that a mail server may answer
 LARGEST_LOG = 2**27        # bytes of a status log that is read
-TIME = '[0-9/]{10} [0-9:]{8}'      # in it
 MOST_RECORDED, LONGEST_RECORDED = 100, 200     # warnings in a run's record, characters of one
 LONGEST_LOG = 20000        # characters of a log in the text of a mail; a longer one is attached
 LONGEST_REASON = 100       # columns of what went wrong in its subject
 RULER = '==========================='
-TEXT = '<tr class="text"><td colspan="5">{}</td></tr>\n'
 ROW = ('<tr class="VM {0.status}"><td>{1}</td><td>{0.method}</td><td>{0.status}</td><td>{2}</td>'
        '<td>{3}</td></tr>\n<tr class="{0.status}"><td colspan="5">{4}</td></tr>\n')
-HEAD = '<tr><td>VM</td><td>method</td><td>outcome</td><td>size</td><td>time</td></tr>\n'
 PAGE = '''<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -5512,11 +5476,13 @@ PAGE = '''<!DOCTYPE html>
 <style>
 :root {{ color-scheme: light dark; font-family: sans-serif }} table {{ border-collapse: collapse }}
 tr {{ font-weight: bold; vertical-align: top }}
-.SUCCESS, .WARNING, .SKIPPED, .text {{ font-weight: normal }}
+.SUCCESS, .WARNING, .SKIPPED {{ font-weight: normal }}
 td {{ padding: 0.2em 0.5em 0.2em 0 }} .VM > td {{ border-top: 1px solid }}
 td:first-child {{ width: 50%; overflow-wrap: anywhere }}
 </style>
+<p>{}</p>
 <table>
+<tr><td>VM</td><td>method</td><td>outcome</td><td>size</td><td>time</td></tr>
 {}</table>
 <pre style="white-space: pre-wrap; overflow-wrap: anywhere">
 {}</pre>
@@ -5573,8 +5539,8 @@ def last_logged(path: str) -> Optional[LastRun]:
     """Return this host's last run in a status log, also of 3.25, without a process; None without
     any. If the log was rotated meanwhile, it seems to have begun when it ended."""
     host = re.escape(this_host())
-    ours = f'^({TIME}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
-    bad = f'^{TIME},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
+    ours = f'^(.{{19}}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
+    bad = f'^.{{19}},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
     with suppress(OSError, ValueError, IndexError):
         log = decoded(load(path, LARGEST_LOG))
         lines = findall(ours, log, MULTILINE)
@@ -5592,12 +5558,9 @@ def last_logged(path: str) -> Optional[LastRun]:
 
 def hook_problem(path: str) -> str:
     """Return the problem with the program that `hook` names, or ''."""
-    if not path:
-        return ''
-    if not (isfile(path) and os.access(path, os.X_OK)):
-        wrong = 'is not a program' if exists(path) else 'does not exist'
-        return f'ERROR: config hook {wrong} -> {path}'
-    wrong = changeable(path)
+    if path and not (isfile(path) and os.access(path, os.X_OK)):
+        return f'ERROR: config hook is not a program -> {path}'
+    wrong = path and changeable(path)
     return wrong and f'ERROR: config hook is not safe -> {path}: {wrong}'
 
 
@@ -5624,10 +5587,7 @@ def compose(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Ou
     mail['Date'] = utils.format_datetime(now().astimezone())
     mail['Message-ID'] = utils.make_msgid(domain='vmbackup.invalid')
     mail['Auto-Submitted'] = 'auto-generated'          # RFC 3834: no holiday replies
-    below = ('FAILED ', *[f'WARNING {printable(each.name)}: ' for each in outcomes])
-    table = ''.join([TEXT.format(escape(line)) for line in told if not line.startswith(below)])
-    if outcomes:
-        table += HEAD
+    table = ''
     for outcome in sorted(outcomes, key=lambda each: (not each.error, not each.warnings)):
         name, *words = [escape(printable(text or '')) for text in (
             outcome.name, outcome.error, *outcome.warnings)]
@@ -5636,7 +5596,8 @@ def compose(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Ou
     whole = '\n'.join(Console.current.lines) + '\n'
     shown = whole if len(whole) <= LONGEST_LOG else 'The log is attached.\n'
     put(mail.set_content, '\n'.join([*told, '', shown]))
-    put(mail.add_alternative, PAGE.format(escape(subject), table, escape(shown)), subtype='html')
+    put(mail.add_alternative, PAGE.format(escape(subject), '<br>\n'.join(map(escape, told)), table,
+                                          escape(shown)), subtype='html')
     if shown != whole:
         put(mail.add_attachment, whole, filename='vmbackup.log.txt')
     return mail
@@ -5646,32 +5607,8 @@ def security_of(settings: Settings) -> str:
     """Return how the mail server is talked to: none, starttls or tls."""
     if settings.mail_smtp_security != 'auto':
         return settings.mail_smtp_security
-    return {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, 'none')
-
-
-def check_account(settings: Settings) -> Texts:
-    """Return a warning if the mail password goes in clear; raise ConfigError if none allowed it."""
-    if not (settings.mail_to and settings.mail_smtp_user) or security_of(settings) != 'none':
-        return []
-    words = ('password of mail_smtp_user in clear to {0.mail_smtp_server} port '
-             '{0.mail_smtp_port}').format(settings)
-    if settings.mail_smtp_security == 'auto':
-        raise ConfigError(f'mail_smtp_security=auto would send the {words} (set it to starttls or '
-                          'tls, or to none if the network may read it)')
-    return [f'***WARNING - mail_smtp_security=none sends the {words}']
-
-
-class Replies(io.BufferedReader):
-    """What a mail server answers, line by line: LONGEST_REPLIES bytes at most."""
-    room = LONGEST_REPLIES
-
-    def readline(self, limit: Any = -1) -> bytes:
-        """Return a line. Raise OSError."""
-        line = super().readline(limit)
-        self.room -= len(line)
-        if self.room < 0:
-            raise OSError(f'answers of more than {LONGEST_REPLIES} bytes')
-        return line
+    usual = 'starttls' if settings.mail_smtp_user else 'none'      # no password goes in clear
+    return {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, usual)
 
 
 def greeting(sender: str, host: str) -> str:
@@ -5685,7 +5622,7 @@ def greeting(sender: str, host: str) -> str:
     return '[127.0.0.1]'
 
 
-def deliver(settings: Settings, message: Any, recipients: Texts) -> Record:
+def deliver(settings: Settings, message: Any) -> Record:
     """Hand a mail to the server once; return its answers to those of the recipients that it
     refused. Raise SMTPRecipientsRefused for all of them, OSError, ValueError."""
     import smtplib
@@ -5696,9 +5633,12 @@ def deliver(settings: Settings, message: Any, recipients: Texts) -> Record:
     if security == 'tls':
         kind, options = smtplib.SMTP_SSL, {'context': ssl.create_default_context()}
 
-    class Client(kind):        # one of smtplib, whose answers can have any number of lines
+    class Client(kind):        # one of smtplib, whose answers could have any number of lines
         def getreply(self) -> Any:
-            self.file = self.file or Replies(self.sock.makefile('rb', buffering=0))
+            if not self.file:
+                self.file = self.sock.makefile('rb')
+                lines = itertools.repeat(self.file.readline, MOST_REPLIES)
+                self.file.readline = lambda limit: next(lines, lambda _: b'')(limit)
             return super().getreply()
     server = Client(settings.mail_smtp_server, settings.mail_smtp_port,
                     settings.mail_helo or greeting(settings.mail_from, this_host()),
@@ -5711,7 +5651,7 @@ def deliver(settings: Settings, message: Any, recipients: Texts) -> Record:
                 server.login(settings.mail_smtp_user, password)
             except UnicodeEncodeError:                 # its text holds a part of the password
                 raise ConfigError('account and password of a mail server must be ASCII') from None
-        refused = server.send_message(message, to_addrs=recipients)
+        refused = server.send_message(message, to_addrs=settings.mail_to)
         with suppress(OSError):                        # whatever it says now: it has the mail
             server.quit()
     return refused
@@ -5719,37 +5659,29 @@ def deliver(settings: Settings, message: Any, recipients: Texts) -> Record:
 
 def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]) -> bool:
     """Mail what a run came to; return False if somebody does not get it. It is tried three times,
-    but where the server refuses it for good (RFC 5321, 4.2.1: 5yz) or must not be asked."""
-    waiting, all_have_it, attempt = settings.mail_to, True, 0      # type: Texts, bool, int
-    try:
-        log(*check_account(settings))
-    except ConfigError as error:
-        log('***WARNING - mail to {} failed: {}'.format(', '.join(waiting), error))
-        return False
-    while waiting and attempt < MAIL_ATTEMPTS:
-        sleep(MAIL_PAUSE if attempt else 0)
-        attempt += 1
+    but not where the server takes it for somebody, or refuses it for good (RFC 5321, 4.2.1: 5yz).
+    """
+    if settings.mail_smtp_user and security_of(settings) == 'none':
+        log('***WARNING - mail_smtp_security=none sends the password of mail_smtp_user in clear')
+    for attempt in range(1, MAIL_ATTEMPTS + 1):
+        sleep(MAIL_PAUSE if attempt > 1 else 0)
         try:
             refused = bounded('the mail server', deliver, settings,
-                              compose(settings, subject, told, outcomes), waiting, limit=MAIL_LIMIT)
+                              compose(settings, subject, told, outcomes), limit=MAIL_LIMIT)
         except Exception as error:                     # whatever it is, the backup stands
             answer = getattr(error, 'smtp_code', 0), getattr(error, 'smtp_error', reason_of(error))
-            refused = getattr(error, 'recipients', dict.fromkeys(waiting, answer))
-        taken = [address for address in waiting if address not in refused]
+            refused = getattr(error, 'recipients', dict.fromkeys(settings.mail_to, answer))
+        taken = [address for address in settings.mail_to if address not in refused]
         if taken:
             log('mail sent to ' + ', '.join(taken))
-        waiting = []
         for address, (code, text) in refused.items():
             words = decoded(text) if isinstance(text, bytes) else text
             words = ' '.join(f'{max(code, 0) or ""} {words}'.split())[:LONGEST_LINE]
-            if code // 100 == 5:
-                words += ' (refused for good: not tried again)'
-                all_have_it = False
-            else:
-                waiting.append(address)
             log(f'***WARNING - mail to {address} failed, attempt {attempt} of {MAIL_ATTEMPTS}: '
                 f'{settings.mail_smtp_server}: {words}')
-    return all_have_it and not waiting
+        if taken or all(code // 100 == 5 for code, _ in refused.values()):
+            break
+    return not refused
 
 
 class Turn:
@@ -5773,17 +5705,25 @@ class Turn:
         return 'WARNING' if self.warnings else 'SUCCESS'
 
 
-class Warnings(list):
-    """Warnings that belong to no VM; what is appended is logged at once."""
+class Errors(list):
+    """Errors after which a command goes on; what is appended is logged at once."""
+
+    def append(self, text: str) -> None:
+        """Log one and keep it."""
+        self.tell(text)
+        super().append(text)
+
+    def tell(self, text: str) -> None:
+        """Log an error."""
+        log(f'ERROR {text}')
+
+
+class Warnings(Errors):
+    """Warnings that belong to no VM."""
     known = {}                 # type: Dict[str, str]      # those of the last run, since when
 
     def __init__(self) -> None:
         self.told = {}         # type: Dict[str, str]      # the same of this run
-
-    def append(self, text: str) -> None:
-        """Log a warning and keep it."""
-        self.tell(text)
-        super().append(text)
 
     def tell(self, text: str) -> None:
         """Log a warning."""
@@ -5794,15 +5734,6 @@ class Warnings(list):
         text = text[:LONGEST_RECORDED]
         self.told[text] = self.known.get(text, f'{now():%Y-%m-%d}')
         return f' (since {self.told[text]!s:.10})' if text in self.known else ''
-
-
-class Errors(list):
-    """Errors after which a command goes on; what is appended is logged at once."""
-
-    def append(self, text: str) -> None:
-        """Log an error and keep it."""
-        log(f'ERROR {text}')
-        super().append(text)
 
 
 class Run:
@@ -5890,7 +5821,10 @@ class Run:
     def verdict(self) -> Verdict:
         """Return the result, as far as it is known."""
         counts = self.counts()
-        verdict = verdict_of(counts.errors or self.signum, counts.warnings or self.warnings)
+        verdict = verdict_of(counts.errors or self.signum,
+                             counts.warnings or self.warnings or not self.mailed)
+        if self.signum:
+            return verdict._replace(status=128 + self.signum)
         return SKIPPED if self.skipped and verdict == SUCCESS else verdict
 
     def summary(self) -> Texts:
@@ -5925,12 +5859,6 @@ class Run:
             Signals.current.at_once = True             # a mail may be cut
             with self.until_ended():
                 self.mailed = send_mail(self.settings, subject, told, self.outcomes)
-
-    def exit_status(self) -> int:
-        """Return the exit status; a mail that could not be sent is a warning."""
-        if self.signum:
-            return 128 + self.signum
-        return max(self.verdict().status, int(not self.mailed))
 
 
 def put_report(path: str, document: Record) -> None:
@@ -6517,15 +6445,16 @@ class BackupRun(Shared):
                     config=portable(self.config.path), started=self.started,
                     backup_dir=portable(self.settings.backup_dir), finished=iso(now()),
                     status=self.verdict().token, signal=self.signum or None,
-                    exit_status=self.exit_status(), warnings=self.warnings, errors=self.errors,
+                    exit_status=self.verdict().status, warnings=self.warnings, errors=self.errors,
                     **self.identity, counts=self.counts()._asdict(),
                     vms=[each._asdict() for each in self.outcomes]))
         self.status_log.begin()
-        self.status_log.write('vmbackup.py', 'end', self.verdict().token, str(self.counts()))
+        token = self.verdict().token
+        self.status_log.write('vmbackup.py', 'end', token, str(self.counts()))
         self.report_end('')
         if self.closing or self.skipped:
-            self.call_hook('log-end', self.warnings, status=self.verdict().token)
-        return self.exit_status()
+            self.call_hook('log-end', self.warnings, status=token)
+        return self.verdict().status
 
     def execute(self, plan: Plan) -> None:
         """Back up every VM of a plan; raise TargetError, Interrupted."""
@@ -6659,8 +6588,8 @@ class BackupRun(Shared):
                 watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
                                     'dumped', path)
                 with handed(partial) as at:
-                    log(*Xe(numbered=False).transfer(
-                        'pool-dump-database', watchdog, at=at, file_name=partial).splitlines())
+                    log(*Xe(numbered=False).tell('pool-dump-database', watchdog=watchdog, at=at,
+                                                 file_name=partial).splitlines())
                 if self.settings.verify == 'yes':
                     self.verifier.prove(partial)
             with tolerating(self.warnings, 'cannot delete old dumps'):
@@ -7424,7 +7353,7 @@ def run_test_restore(line: CommandLine) -> int:
     with test.until_ended(), Pool.connect(line) as pool:
         test.run(line.word, Restorer(pool, sources, line.options))
     test.report_end('test-restore ')
-    return test.exit_status()
+    return test.verdict().status
 
 
 # ----------------------------------------------------------------------------------------------
@@ -7547,7 +7476,7 @@ class StatusCheck:
         state, text = 'OK', f'running since {since}'
         if last.ended:
             state = 'WARNING' if last.result.startswith('ERROR') else 'OK'
-            text = f'the last run began {since}' if late else f'last run, of {since}: {last.result}'
+            text = f'last run, of {since}: {last.result}'
         elif not goes_on:
             state, text = 'WARNING', f'the last run, of {since}, was interrupted'
         self.found['CRITICAL' if late else state].append(text)
@@ -7589,22 +7518,12 @@ def run_check_config(line: CommandLine) -> int:
     if settings.mail_smtp_password_file:
         with tolerating(errors, 'ERROR: config mail_smtp_password_file'):
             read_password_file(settings.mail_smtp_password_file, warnings.append)
-    try:
-        warnings += check_account(settings)
-    except ConfigError as error:
-        errors.append(f'ERROR: config {error}')
     errors += program_problems(settings)
-    for name, path in (('the config', config.path), ('status_log', settings.status_log),
-                       ('report_file', settings.report_file)):
-        is_config = path == config.path                # which says where all else goes
-        place = path if is_config else dirname(path)
-        wrong = path and bounded('the file system', changeable, place, is_config)
+    for path, shares in (config.path, True), (dirname(settings.status_log), False):
+        wrong = bounded('the file system', changeable, path, shares)
         if wrong:
-            warnings.append(f'***WARNING - {name} {path}: {wrong}')
+            warnings.append(f'***WARNING - {path}: {wrong}')
     log(*config.notes, *errors, *warnings)
-    if not any(getattr(settings, f'keep_{name}') for name in ('last', *PERIODS)):
-        log('***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM is kept '
-            'all the same')
     if settings.vdi_export_format == 'vhd':
         log(f'***NOTE - vdi_export_format=vhd: {TOO_LARGE} (auto takes raw for those)')
     log('***NOTE - only a preview tells which VMs these lines choose, and whether password and '
@@ -7625,7 +7544,6 @@ def run_test_mail(line: CommandLine) -> int:
     log('mail to {1} through {0.mail_smtp_server} port {0.mail_smtp_port}, encryption: {2}, '
         'account: {3}'.format(settings, ', '.join(settings.mail_to), security_of(settings),
                               settings.mail_smtp_user or 'none'))
-    check_account(settings)
     if settings.mail_mode == 'never':
         log('***NOTE - mail_mode=never: a run sends no mail')
     if not send_mail(settings, 'test-mail', ['This is a test: nothing was backed up.'], []):

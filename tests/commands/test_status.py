@@ -417,7 +417,8 @@ class TheRun(StatusCase):
         for hours, state, text, result in (
                 (1, 'OK', r': WARNING S:1 W:1 E:0$', 'WARNING S:1 W:1 E:0'),
                 (1, 'OK', r': SKIPPED S:0 W:0 E:0$', 'SKIPPED S:0 W:0 E:0'),
-                (30, 'CRITICAL', r'^the last run began 20\S+ \S+; 1 of 1', 'ERROR S:0 W:0 E:1')):
+                (30, 'CRITICAL', r'^last run, of 20\S+ \S+: ERROR S:0 W:0 E:1;',
+                 'ERROR S:0 W:0 E:1')):
             with self.subTest(text):
                 self.last_run(hours, result)
                 self.assertRegex(self.check(state, self.run_config).text, text)

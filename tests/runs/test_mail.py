@@ -169,7 +169,8 @@ class TheSummary(MailCase):
         self.assertEqual(sorted(rows), rows)
         self.assertEqual(['vm-export', 'VM-EXPORT-FAIL', '0 bytes', told[2].partition('): ')[2]],
                          cells[rows[1] + 1:rows[1] + 4] + cells[rows[1] + 5:rows[1] + 6])
-        self.assertEqual(told[-1:] + ['VM'], cells[:2])        # each cause once
+        self.assertIn('<p>' + '<br>\n'.join(map(html.escape, told[1:])) + '</p>',
+                      page.replace('\r\n', '\n'))
         self.assertEqual(['VM %d of 3, %d failed' % each for each in ((1, 1), (2, 1), (3, 2))], [
             line for line in done.lines if re.match(r'VM \d', line)])
 
@@ -379,15 +380,16 @@ class SecureServers(MailCase):
                 self.assertEqual([], sink.mails)
 
     def test_a_server_without_starttls_gets_neither_password_nor_mail(self):
-        sink = self.account(security='none')
-        failed = self.mailed_in_vain(self.with_account(
-            sink, *self.nothing(), mail_smtp_security='starttls'))
-        self.assertIn('STARTTLS', failed[0])
-        self.assertEqual({'EHLO'}, set(sink.verbs) - {'QUIT', 'RSET'})
+        for security in 'starttls', 'auto':
+            sink = self.account(security='none')
+            failed = self.mailed_in_vain(self.with_account(
+                sink, *self.nothing(), mail_smtp_security=security))
+            self.assertIn('STARTTLS', failed[0])
+            self.assertEqual({'EHLO'}, set(sink.verbs) - {'QUIT', 'RSET'})
 
     def test_a_wrong_password_or_one_that_smtp_cannot_carry_is_a_warning_without_any_of_it(self):
         for password, attempts, words, parts in (
-                ('wr0ng', 1, 'localhost: 535 5.7.8 authentication failed (refused for good',
+                ('wr0ng', 1, 'localhost: 535 5.7.8 authentication failed',
                  ['wr0ng', base64.b64encode(b'wr0ng').decode()]),
                 ('pâßé', 3, 'must be ASCII', ['â', 'ß', 'é', '\\xe2', '\\xdf', '\\xe9'])):
             failed = self.mailed_in_vain(self.with_account(
@@ -405,19 +407,12 @@ class SecureServers(MailCase):
         self.assertEqual('backup', sink.mails[0].user)
 
     def test_a_password_goes_in_clear_only_where_the_config_says_so_and_that_is_told(self):
-        for security, words, begins, statuses, mails in (
-                ('auto', 'mail_smtp_security=auto would send ', 'ERROR', (1, 2, 2), 0),
-                ('none', 'mail_smtp_security=none sends ', '***WARNING - ', (0, 0, 1), 2)):
+        for word in 'password', 'test-mail':
             sink = self.account()
-            config = self.with_account(sink, *self.nothing(), mail_smtp_security=security)
-            words += 'the password of mail_smtp_user in clear to localhost port %d' % sink.port
-            for word, status in zip(('password', 'test-mail', 'check-config'), statuses):
-                done = self.command(status, word, config)
-                told = [line for line in done.lines if words in line]
-                self.assertEqual(1, len(told), done.output)
-                self.assertTrue(told[0].startswith(
-                    '***WARNING - mail' if word == 'password' else begins), told)
-            self.assertEqual((mails, mails), (sink.connections, len(sink.mails)))
+            done = self.command(0, word, self.with_account(sink, *self.nothing()))
+            self.assertIn('***WARNING - mail_smtp_security=none sends the password of '
+                          'mail_smtp_user in clear', done.lines)
+            self.assertEqual('backup', sink.mails[0].user)
 
 
 class BadServers(MailCase):
@@ -452,8 +447,7 @@ class BadServers(MailCase):
                     if reply.endswith('x'):            # a line without end is not told
                         self.assertIn('localhost: 500 Line too long.', line)
                     elif attempts == 1:
-                        self.assertTrue(line.endswith(
-                            'localhost: %s (refused for good: not tried again)' % reply), line)
+                        self.assertTrue(line.endswith('localhost: ' + reply), line)
                     else:
                         self.assertIn('timed out' if reply == SILENCE else reply[10:], line)
                     self.assertNotRegex(line, r"[{]|b'|Errno")
@@ -470,22 +464,15 @@ class BadServers(MailCase):
         sink = self.sink(refused={'gone@example.org': '550 5.1.1 no such user',
                                   'full@example.org': '452-4.2.2\r\n452 full'})
         failed = self.mailed_in_vain(self.mailing(sink, *self.nothing(), mail_to=(
-            'a@example.org,gone@example.org,b@example.org,full@example.org')), attempts=4)
+            'a@example.org,gone@example.org,b@example.org,full@example.org')), attempts=2)
         self.assertEqual([['a@example.org', 'b@example.org']],
                          [mail.recipients for mail in sink.mails])
         self.assertIn('mail sent to a@example.org, b@example.org\n', self.said)
-        full = 'mail to full@example.org failed, attempt %d of 3: localhost: 452 4.2.2 full'
         for line, words in zip(failed, (
                 'mail to gone@example.org failed, attempt 1 of 3: localhost: 550 5.1.1 no such '
-                'user (refused for good: not tried again)', full % 1, full % 2, full % 3)):
+                'user', 'mail to full@example.org failed, attempt 1 of 3: localhost: 452 4.2.2 full'
+        )):
             self.assertTrue(line.endswith(words), line)
-
-    def test_a_recipient_that_is_accepted_later_gets_it_then(self):
-        sink = self.sink(replies={'RCPT': [None, '450 4.2.0 greylisted']})
-        self.mailed_in_vain(self.mailing(
-            sink, *self.nothing(), mail_to='a@example.org,b@example.org'), attempts=1, status=0)
-        self.assertEqual([['a@example.org'], ['b@example.org']],
-                         [mail.recipients for mail in sink.mails])
 
     def test_an_accepted_mail_is_not_sent_again_whatever_the_goodbye(self):
         for reply in (TEMPORARY, DROP, SILENCE):
@@ -504,7 +491,7 @@ class BadServers(MailCase):
                               failed[0])
 
     def test_answers_without_end_are_a_warning(self):
-        long, slow = 'answers of more than 1048576 bytes', 'the mail server did not respond within'
+        long, slow = 'Connection unexpectedly closed', 'the mail server did not respond within'
         for security, verb, reply, limit, words in (
                 ('none', 'CONNECT', FLOOD, 60, long), ('starttls', 'EHLO', FLOOD, 60, long),
                 ('tls', 'MAIL', FLOOD, 60, long), ('none', 'CONNECT', DRIP, 0.5, slow),
@@ -617,10 +604,12 @@ class Greeting(MailCase):
 class Automatic(MailCase):
     def test_it_is_the_default_and_the_port_decides(self):
         self.assertIn('mail_smtp_security=auto [', VmBackup.KEYS_HELP)
-        for port, wanted in ((25, 'none'), (587, 'starttls'), (465, 'tls'), (2525, 'none')):
+        for port, user, wanted in ((25, '', 'none'), (587, '', 'starttls'), (465, 'me', 'tls'),
+                                   (2525, '', 'none'), (25, 'me', 'starttls')):
             for security in ('auto', 'AUTO', 'none', 'starttls', 'tls'):
-                settings = VmBackup.parse_config(
-                    ['mail_smtp_port=%d' % port, 'mail_smtp_security=' + security]).settings
+                settings = VmBackup.parse_config([
+                    'mail_smtp_port=%d' % port, 'mail_smtp_security=' + security,
+                    'mail_smtp_user=' + user]).settings
                 self.assertEqual(wanted if security.lower() == 'auto' else security,
                                  VmBackup.security_of(settings))
 

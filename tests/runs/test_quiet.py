@@ -13,7 +13,7 @@ REFUSED = dict(do='refuse', error=['INTERNAL_ERROR', 'x'])
 SUM = 'VMs: %d good, %d with warnings, %d failed, 0 skipped; .*'
 END = r'VmBackup ended - .* - S:%d W:%d E:%d'
 FAILED = [r'ERROR \S+xe vm-export .*', 'ERROR vm-export VM-EXPORT-FAIL db: xe vm-export failed.*']
-HOOKED = 'hook %s failed: exit status 3'
+HOOKED = 'hook %s failed: exit status 3: said'
 TRACE = ['Traceback .*', '(?:  .*\n)*TypeError: .*']
 
 
