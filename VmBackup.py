@@ -1593,11 +1593,9 @@ class Signals:
         return False
 
     def kill_children(self) -> None:
-        """End all programs that still run, also one that another thread is just starting."""
-        waited = self.starting.acquire(timeout=LAST_WORDS)
+        """End all programs that still run, also one that a thread is just starting, for good."""
+        self.starting.acquire(timeout=LAST_WORDS)      # so that none is started any more
         send_signal(SIGKILL, *self.running)
-        if waited:
-            self.starting.release()
 
     def note(self, signum: int) -> None:
         """Act on a signal: end the exports; give a login and the pool their time, and else none."""
@@ -1614,7 +1612,7 @@ class Signals:
 
     def reason(self) -> Interrupted:
         """Return what tells of the signal, and of what could not be finished."""
-        return Interrupted(self.received, f' ({SIGNALS.get(self.received, "")})' + (
+        return Interrupted(self.received, f' ({SIGNALS[self.received]})' + (
             ': what may be left in the pool has its record in backup_dir, for the next run'
             if self.overdue and not self.at_once else ''))
 
@@ -1760,7 +1758,7 @@ def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
     status = child.returncode
     if status:
         how = f'exit status {status}' if status > 0 else f'ended by signal {-status}'
-        raise CommandFailed(': '.join(filter(None, (how, ' / '.join(last_words)))), str(status))
+        raise CommandFailed(f'{how}: {" / ".join(last_words)}'.rstrip(': '), str(status))
 
 
 def packing_command(compression: Compression, undo: bool = False) -> Texts:
@@ -1768,9 +1766,7 @@ def packing_command(compression: Compression, undo: bool = False) -> Texts:
     import shutil
     for path in filter(None, map(shutil.which, compression.programs)):
         return [path, '-dc' if undo else '-c']
-    raise CommandFailed(f'no program {compression.name} to ' + (
-        'verify it with (install it, or set verify=no)' if undo else
-        'compress with (install it, or set vdi_compress=none)'))
+    raise CommandFailed(f'no program {compression.name} on this host (install it)')
 
 
 class Filter(ExitStack):
@@ -2580,11 +2576,11 @@ def load(path: str, limit: int = LONGEST_RECORD, names: int = 1) -> bytes:
         return stream.read(limit)
 
 
-def make_directory(path: str) -> bool:
+def make_directory(path: str, mode: int = 0o700) -> bool:
     """Make a directory if it is missing, on stable storage, and return if so; none above it, as the
     share may be gone. Raise OSError."""
     with suppress(FileExistsError), place(path) as (name, directory):
-        os.mkdir(name, 0o700, dir_fd=directory)
+        os.mkdir(name, mode, dir_fd=directory)
         force(directory)
         return True
     return False
@@ -3925,8 +3921,7 @@ def open_config(line: CommandLine) -> Store:
     """Open backup_dir of a config file, or of the script's first page. Raise ConfigError if
     anything is wrong there."""
     config = read_config(line)
-    refuse_unexpected(config)
-    for text in config.errors.values():
+    for text in [*config.unexpected, *config.errors.values()]:
         raise ConfigError(text)
     return Store(config)
 
@@ -5494,21 +5489,19 @@ def make_directories(path: str) -> None:
     """Make a directory, and those above it, where they are missing. Raise OSError."""
     if not exists(path):
         make_directories(dirname(path))
-        with suppress(FileExistsError), place(path) as (name, handle):
-            os.mkdir(name, dir_fd=handle)
+        make_directory(path, 0o777)
 
 
 class StatusLog:
     """The file that 3.25 wrote, line by line; none for /dev/null or a run without a config file."""
-    broken = False
-
     def __init__(self, path: str, warnings: Warned) -> None:
         self.path = '' if path == os.devnull else path
         self.warnings = warnings
         self.lock = Lock()   # its lines are in the order of their times
 
     def write(self, actor: str, *words: str) -> str:
-        """Append `time,actor,host,words...`; return the time. The first problem is a warning."""
+        """Append `time,actor,host,words...`; return the time. A problem is a warning, and the end
+        of it."""
         with self.lock:
             moment = now()
             fields = (f'{moment:%Y/%m/%d %H:%M:%S}', actor, this_host()) + words
@@ -5516,10 +5509,9 @@ class StatusLog:
                 if self.path:
                     bounded('the file system', self.append, ','.join(fields))
             except (OSError, TargetError) as error:
-                if not self.broken:
-                    self.warnings.append(
-                        f'cannot write status_log {portable(self.path)}: {reason_of(error)}')
-                self.broken = True
+                self.warnings.append(
+                    f'cannot write status_log {portable(self.path)}: {reason_of(error)}')
+                self.path = ''
             return iso(moment)
 
     def append(self, line: str) -> None:
@@ -7372,9 +7364,7 @@ def plugin_line(state: str, text: str, figures: str = '') -> str:
     """Return the one line of a monitoring plug-in, which nothing in the text can end (Nagios: text
     | 'label'=value[UOM];[warn];[crit];[min];[max])."""
     clean = encoded(printable(text)).decode('utf-8', 'replace').replace('|', '\\x7c')
-    line = encoded(f'VMBACKUP {state} - {clean}')
-    if len(line) > LONGEST_TEXT:
-        line = line[:LONGEST_TEXT] + b' ...'
+    line = encoded(f'VMBACKUP {state} - {clean}')[:LONGEST_TEXT]
     return line.decode('utf-8', 'ignore') + figures + '\n'
 
 
@@ -7392,18 +7382,15 @@ class StatusCheck:
 
     def check(self, line: CommandLine) -> None:
         """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
-        config = read_config(line)
-        for problem in [*config.unexpected, *config.errors.values()]:
-            raise ConfigError(problem)
-        store = Store(config)
+        store = open_config(line)
         store.check()
         try:
             store.stocked()
         except TargetError as empty:
             self.found['CRITICAL'].append(str(empty))
         histories = store.histories()
-        self.check_backups(select_histories(histories, config))
-        self.check_run(config, store)
+        self.check_backups(select_histories(histories, store.config))
+        self.check_run(store)
         left = store.leftovers(histories, self.limit)
         self.figures['leftovers'] = sum(map(len, left.values()))
         self.found['WARNING'] += [f'left over: {abbreviate(paths)} ({remedy})'
@@ -7435,16 +7422,11 @@ class StatusCheck:
                 warnings.append(f'the newest good backup of {vm.name} is {other}')
             self.figures['size_bytes'] += sum(last.sizes.values())
             seconds = self.moment - last.when
-            wrong = ''
-            if not last.path:
-                wrong = 'none'
-            elif not last.when or seconds < -86400:      # which proves nothing
-                wrong = 'time unknown'
-            else:
+            wrong = 'time unknown' if last.path else 'none'
+            if last.when and seconds > -86400:         # else it proves nothing
                 self.figures['oldest_seconds'] = max(
                     round(seconds), self.figures.get('oldest_seconds', 0))
-                if seconds > self.limit:
-                    wrong = age(last.started)
+                wrong = age(last.started) if seconds > self.limit else ''
             if wrong:
                 bad.append(f'{vm.name} ({wrong})')
             self.vms.append(dict(name=vm.name, uuid=vm.uuid, state='CRITICAL' if wrong else 'OK',
@@ -7456,14 +7438,14 @@ class StatusCheck:
         fine.append(f'{number} of {len(vms)} VMs have a {wanted}')
         self.figures.update(vms=len(vms), good=number)
 
-    def check_run(self, config: Config, store: Store) -> None:
+    def check_run(self, store: Store) -> None:
         """Judge the last run, by its record or, if that is newer, by the status log."""
-        name, runs = run_name(config.path), {}     # type: str, Dict[str, LastRun]
+        name, runs = run_name(store.config.path), {}       # type: str, Dict[str, LastRun]
         try:
             runs = store.runs()
         except (TargetError, OSError) as error:
             self.found['WARNING'].append(explain(error))
-        last, logged = runs.pop(name, None), last_logged(config.settings.status_log)
+        last, logged = runs.pop(name, None), last_logged(store.config.settings.status_log)
         goes_on = last and not last.ended and store.goes_on(name, last)
         # Others may have the same status log, as runs of some of the VMs have.
         others = [run.begun for run in runs.values()]

@@ -70,7 +70,7 @@ class Documents(SavedCase):
                 (0, 'list %s --json=yes' % self.backups, '', '', ''),
                 (1, 'list %s --json' % pattern, '', 'warnings', 'no backup found: vm-export=noth'),
                 (2, 'list %s json' % missing, '', 'errors', 'no backup found: vm-export=g'),
-                (2, 'list %s json' % strange, 'in config_load', 'errors', 'unexpected config key'),
+                (2, 'list %s json' % strange, 'unexpected config key', 'errors', 'unexpected'),
                 (2, 'list --json', 'usage: VmBackup.py list', 'errors', 'usage: '),
                 (2, 'list %s --jason --json' % good, 'unknown option: --jason', 'errors', ''),
                 (2, 'list %s json' % nowhere, 'config backup_dir does not exist', 'errors', ''),

@@ -336,7 +336,7 @@ class TheCommand(MadeCase):
                 ((self.web, 'vm=x'), 'vm= and backups= do not apply to a single backup'),
                 ((self.web, 'backups=all'), 'vm= and backups= do not apply to a single backup'),
                 ((rubbish,), 'not a config file (binary'),
-                ((self.config('x=1'),), 'in config_load')):
+                ((self.config('x=1'),), 'unexpected config key: x')):
             with self.subTest(words):
                 self.assertIn('ERROR ' + text, self.verify(2, *words)[-1])
 
@@ -359,7 +359,7 @@ class Robust(MadeCase):
     def test_a_decompressor_that_is_missing_or_killed_is_an_error_and_not_recorded(self):
         self.pack(self.web + '/web.xva')
         before = self.manifest(self.web)
-        for path, words in (('/nosuch', 'no program gzip to verify it with'),
+        for path, words in (('/nosuch', 'no program gzip on this host'),
                             (self.in_path('kill -9 $$', 'gzip', 'pigz'),
                              'was ended by signal 9')):
             done = self.command(2, 'verify', self.web, PATH=path)

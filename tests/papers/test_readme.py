@@ -543,7 +543,7 @@ class Troubles(PoolCase):
             self.fault(verb, 'refuse', times=0, error=['SR_BACKEND_FAILURE_46', '', '', ''])
         return [self.says('vm-export=db') for _ in range(3)][-1]
 
-    @prints('to verify it with', 'cannot start /opt/xensource/bin/xe', 'XenAPI.py is missing')
+    @prints('no program', 'cannot start /opt/xensource/bin/xe', 'XenAPI.py is missing')
     def programs_and_modules_are_missing(self):
         before = self.previews(self.config('vm-export=db', compress='zstd'), PATH='/nosuch')
         before += self.back_up('vm-export=db', VMBACKUP_XE='/nosuch/xe').output

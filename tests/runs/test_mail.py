@@ -134,9 +134,9 @@ class TheMail(MailCase):
         for address in ('a@', '@b', 'a@b@c', 'a b@c', '<a@b>', 'A <a@b>', '"a"@b', 'a@[b', '(', ':',
                         'a;b', 'a\x7f@b', 'a\\b'):
             with self.subTest(address):
-                self.assertRaises(ValueError, VmBackup.addresses, address)
-        self.assertEqual(('root', 'a.b+c@d-e.example'),
-                         VmBackup.addresses(' root,, a.b+c@d-e.example,'))
+                self.assertRaises(ValueError, VmBackup.address, address)
+        self.assertEqual(('root', 'a.b+c@d-e.example'), VmBackup.parse_config(
+            ['mail_to= root,, a.b+c@d-e.example,']).settings.mail_to)
 
 
 class TheSummary(MailCase):
