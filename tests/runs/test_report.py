@@ -211,7 +211,7 @@ class Reports(ReportCase):
             found = json.load(stream)
         self.assertEqual(1, done.status)
         self.assertEqual(('WARNING', 1, [
-            'cannot write status_log %s: is a directory' % self.backups]), (
+            'cannot write status_log %s: is not a regular file' % self.backups]), (
             found['status'], found['exit_status'], found['warnings']))
 
 
