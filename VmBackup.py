@@ -49,12 +49,12 @@ Map of this file, in the order in which a run meets its sections; each uses only
     14 Verification  a backup verified, file by file
     15 Exporters     snapshots, what is exported from them, how they are removed
     16 Importers     what a restore makes in the pool, and how it is taken back
-    17 Reports       status log, report, mail, hooks
+    17 Reports       status log, report, mail, pings, hooks
     18 One VM        the backup of one VM, from its begin line to its end line
     19 Runs          a night's backup, its preview
     20 Commands      verify, list, prune, protect
     21 Restores      restore, test-restore
-    22 Checks        status, check-config, test-mail
+    22 Checks        status, check-config, test-mail, test-ping
     23 Command line  help texts, main
 
 Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
@@ -196,6 +196,12 @@ mail_helo= []
     the domain of mail_from if it has none
 mail_mode=always [always, problems, never]
     When to mail: always, problems (warnings and errors only), never
+ping_url= []
+    Address that is told how a run goes, for a service that misses what does not come:
+    /start, nothing or /fail is appended, or {status} in it becomes start, success or fail
+    (or {A|B|C} these words; without a word nothing is sent). It is a secret
+ping_body=none [none, summary]
+    What it is sent: none, or summary: how all ended, with the names of VMs
 """
 
 XE_PROGRAM = '/opt/xensource/bin/xe'
@@ -219,6 +225,8 @@ MAIL_ATTEMPTS = 3
 MAIL_PAUSE = 3             # seconds between them
 MAIL_TIMEOUT = 30          # seconds for each answer of the mail server
 MAIL_LIMIT = 120           # seconds for all of one attempt
+PING_PAUSES = (0, 2)       # seconds before each attempt to tell ping_url something
+PING_LIMIT = 5             # seconds for all of one
 
 # ----------------------------------------------------------------------------------------------
 # 2. Vocabulary: what can go wrong, how a VM's backup can end
@@ -766,6 +774,20 @@ def address(text: str) -> str:
     return fitting(text, f'{part}(@{part})?', 'name@host')
 
 
+def ping_addresses(text: str) -> Strings:
+    """Return the address of ping_url for start, success and fail; none for one without a word."""
+    if not text:
+        return {}
+    fitting(text, r'https?://([A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\])(:[0-9]{1,5})?'
+            fr'([/?]([!-z|~]|\{{status\}}|{PING_WORDS})*)?',
+            'https://host/path, {status} or {start|success|fail} in it if need be')
+    text = text.replace('{status}', '{start|success|fail}')
+    if '{' not in text:
+        text = sub(r'(/?)(\?|\Z)', r'{/start|\1|/fail}\2', text, count=1)
+    return {status: sub(PING_WORDS, rf'\{number}', text)
+            for number, status in enumerate(PINGS, 1) if number > 1 or '{|' not in text}
+
+
 class Key(NamedTuple):
     """A key of the config file, or an option of a command."""
     name: str
@@ -794,6 +816,8 @@ class Key(NamedTuple):
         return convert(text)
 
 
+PINGS = ('start', 'success', 'fail')
+PING_WORDS = r'\{([^{}|]*)\|([^{}|]*)\|([^{}|]*)\}'      # in an address
 MAY_BE_EMPTY = ('keep_last min_free hook report_file mail_from mail_helo '
                 'mail_smtp_password_file').split()
 CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
@@ -805,12 +829,13 @@ CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
     backup_dir_pattern=directory_pattern, vdi_disks=devices,
     mail_to=lambda text: tuple(address(part.strip()) for part in text.split(',') if part.strip()),
     min_free=lambda text: fitting(text, '[0-9]{1,6}[KMGT]|[0-9]{1,2}%', '10% or 500M, 50G, 2T'),
-    mail_from=address, mail_smtp_server=lambda text: text or 'localhost',
+    mail_from=address, ping_url=ping_addresses, mail_smtp_server=lambda text: text or 'localhost',
     mail_helo=lambda text: fitting(text, r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]',     # or address
                                    'a name such as xen1.example.com'))
 KEYS = [Key(*found) for found in findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)', KEYS_HELP)]
 DEFAULT_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'    # of 3.25
-OF_ALL_VMS = dict(pool_db_backup=('0', 'default'), report_file=('', 'default'))    # with vm=
+OF_ALL_VMS = dict(pool_db_backup=('0', 'default'), report_file=('', 'default'),    # with vm=
+                  ping_url=('', 'default'))
 INVENTORY = '/etc/xensource-inventory'
 # Types of file systems of one host.
 LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()
@@ -819,6 +844,11 @@ LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split(
 POOL_VERIFIES = '/var/xapi/verify-certificates'
 POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'
 Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of a run
+
+
+def public(name: str, text: str) -> str:
+    """Return a key's value as anybody may read it."""
+    return '(a secret)' if name == 'ping_url' and text else text
 
 
 class Config(NamedTuple):
@@ -844,6 +874,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
     for number, text in enumerate(lines, 1):
         name, equals, text = map(str.strip, text.partition('='))
         place = f'{path} line {number}'
+        name = sub('://.*', '://...', name)            # an address may be a secret
         if name.startswith(('#', ';')) or not (name or equals):
             continue
         if not equals:
@@ -871,12 +902,14 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                 values[name] = key.parse(value)
                 if dropped:
                     given[name] = value, place
-                    notes.append(f'***NOTE - config {name} is {value}, without {dropped} ({place})')
+                    notes.append(f'***NOTE - config {name} is {public(name, value)}, without '
+                                 f'{dropped} ({place})')
             except ValueError as error:
                 if place == 'default':
                     raise ConfigError(f'default {name} {error} -> {text} '
                                       "(this script's first page)")
-                errors[name] = f'ERROR: config {name} {error} -> {text} ({place}){key.hint()}'
+                errors[name] = (f'ERROR: config {name} {error} -> {public(name, text)} ({place})'
+                                + key.hint())
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
     rules += [selector(text)._replace(method='vm', text=text) for text in line.only]
@@ -5447,9 +5480,9 @@ class Importer(Operator):
 
 
 # ----------------------------------------------------------------------------------------------
-# 17. Reports: status log, report, mail, hooks
+# 17. Reports: status log, report, mail, pings, hooks
 # ----------------------------------------------------------------------------------------------
-# The first three cannot harm a backup; a hook can keep one from being made.
+# The first four cannot harm a backup; a hook can keep one from being made.
 
 BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
 NOT_NOW = '75'             # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
@@ -5459,6 +5492,7 @@ LARGEST_LOG = 2**27        # bytes of a status log that is read
 MOST_RECORDED, LONGEST_RECORDED = 100, 200     # warnings in a run's record, characters of one
 LONGEST_LOG = 20000        # characters of a log in the text of a mail; a longer one is attached
 LONGEST_REASON = 100       # columns of what went wrong in its subject
+LONGEST_PING = 3000        # characters; ntfy takes 4096 bytes
 RULER = '==========================='
 ROW = ('<tr class="VM {0.status}"><td>{1}</td><td>{0.method}</td><td>{0.status}</td><td>{2}</td>'
        '<td>{3}</td></tr>\n<tr class="{0.status}"><td colspan="5">{4}</td></tr>\n')
@@ -5674,6 +5708,46 @@ def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[
         if taken or all(code // 100 == 5 for code, _ in refused.values()):
             break
     return not refused
+
+
+def without_address(error: Any) -> str:
+    """Return what went wrong with HTTP, in words that cannot hold a part of the address."""
+    if getattr(error, 'code', 0):
+        return f'HTTP {error.code}' + ', a redirection' * (error.code < 400)
+    for words in findall('Tunnel connection failed: [0-9]+|its server did not.*', str(error)):
+        return words
+    cause = getattr(error, 'reason', error)            # URLError's; SSLError's is a word
+    return (getattr(cause, 'reason', '') or getattr(cause, 'strerror', '') or
+            type(cause).__name__)
+
+
+def ping(settings: Settings, status: str, told: Texts) -> bool:
+    """Tell ping_url one of PINGS, twice if need be; return whether that went well. A redirection
+    is an error, as for curl: it would lose the text, and might carry the secret elsewhere."""
+    from urllib import request
+
+    class Direct(request.HTTPRedirectHandler):
+        def redirect_request(self, *_: Any) -> None:
+            return None
+
+    def send() -> None:
+        asked = request.Request(address, text, {
+            'User-Agent': f'VmBackup/{VERSION}', 'Content-Type': 'text/plain; charset=utf-8'})
+        request.build_opener(Direct).open(asked, timeout=PING_LIMIT).close()
+
+    address, text = settings.ping_url.get(status), None    # type: Any, Optional[bytes]
+    if settings.ping_body == 'summary':
+        lines = [f'VmBackup {this_host()}: {status}', *map(printable, told)]
+        text = encoded('\n'.join(lines)[:LONGEST_PING])
+    for pause in PING_PAUSES if address else ():
+        sleep(pause)
+        try:
+            bounded('its server', send, limit=PING_LIMIT)
+            log(f'ping_url was told: {status}')
+            return True
+        except Exception as error:                     # whatever it is, the backup stands
+            log(f'***NOTE - ping_url was not told {status}: {without_address(error)}')
+    return not address
 
 
 class Turn:
@@ -6295,7 +6369,7 @@ class BackupRun(Shared):
         shown['compress'] = {'none': 'False', 'gzip': 'True', 'zstd': 'zstd'}[shown['compress']]
         for name, (text, place) in config.given.items():
             if place != 'default':
-                shown.setdefault(name, text)
+                shown.setdefault(name, public(name, text))
         log(*[f'  {name:17s} = {text}' for name, text in shown.items()])
         lists = {'exclude': plan.excluded, 'vdi-export': [], 'vm-export': []}
         for job in plan.jobs:
@@ -6346,7 +6420,7 @@ class BackupRun(Shared):
         """Print what a run would do; return the exit status. Raise VmBackupError."""
         Console.current.tell(
             config=self.config.path, backup_dir=self.settings.backup_dir,
-            settings={name: text for name, (text, _) in self.config.given.items()})
+            settings={name: public(name, text) for name, (text, _) in self.config.given.items()})
         with Pool.connect(line) as self.pool:
             plan = self.make_plan()
             Console.current.tell(
@@ -6389,6 +6463,7 @@ class BackupRun(Shared):
             log('SUCCESS check of parameters ' + (WARNINGS_FOUND if plan.warnings else ''))
             self.skipped = self.call_hook('job-start')
             if not self.skipped:
+                self.ping('start')
                 self.execute(plan)
             self.closing = 'job-end'
 
@@ -6443,10 +6518,18 @@ class BackupRun(Shared):
         self.status_log.begin()
         token = self.verdict().token
         self.status_log.write('vmbackup.py', 'end', token, str(self.counts()))
+        if not self.skipped:
+            with self.until_ended():
+                self.ping('fail' if token == ERROR.token else 'success', *self.summary())
         self.report_end('')
         if self.closing or self.skipped:
             self.call_hook('log-end', self.warnings, status=token)
         return self.verdict().status
+
+    def ping(self, status: str, *told: str) -> None:
+        """Tell ping_url how the run goes, unless it is one of some VMs only."""
+        if self.config.asks_for('ping_url'):
+            ping(self.settings, status, told)
 
     def execute(self, plan: Plan) -> None:
         """Back up every VM of a plan; raise TargetError, Interrupted."""
@@ -7349,7 +7432,7 @@ def run_test_restore(line: CommandLine) -> int:
 
 
 # ----------------------------------------------------------------------------------------------
-# 22. Checks: status, check-config, test-mail
+# 22. Checks: status, check-config, test-mail, test-ping
 # ----------------------------------------------------------------------------------------------
 
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
@@ -7486,7 +7569,7 @@ def run_check_config(line: CommandLine) -> int:
     config = read_config(line)
     settings = config.settings
     for name, (text, place) in config.given.items():
-        log(f'  {name:23s} = {text}   ({place})')
+        log(f'  {name:23s} = {public(name, text)}   ({place})')
     for rule in config.rules:
         log(f'  {rule}   ({rule.where})')
     errors = [*config.unexpected, *config.errors.values()]
@@ -7532,6 +7615,20 @@ def run_test_mail(line: CommandLine) -> int:
         log('ERROR test-mail: the server did not accept it for every address (see above)')
         return ERROR.status
     log('SUCCESS test-mail: the server accepted it; check that it arrives')
+    return SUCCESS.status
+
+
+def run_test_ping(line: CommandLine) -> int:
+    """The command `test-ping`; return the exit status. Raise VmBackupError."""
+    status = line.options['status'] or 'success'
+    line.options['ignore_extra_keys'] = 'yes'
+    settings = open_config(line).config.settings
+    if not settings.ping_url:
+        raise ConfigError(f'ping_url is empty: nobody would be told (set it in {line.path})')
+    if not ping(settings, status, ['This is a test: nothing was backed up.']):
+        log('ERROR test-ping: it failed (see above)')
+        return ERROR.status
+    log('SUCCESS test-ping: check what the service shows')
     return SUCCESS.status
 
 
@@ -7752,6 +7849,16 @@ test-mail <config-file>
   VmBackup.py test-mail /root/night.cfg
   VmBackup.py test-mail /root/night.cfg mail_to=me@example.com
 
+test-ping <config-file>
+  tell ping_url something as a run would
+
+    status=start|success|fail
+                           what (default: success; fail may wake somebody up)
+{config}
+
+  VmBackup.py test-ping /root/night.cfg
+  VmBackup.py test-ping /root/night.cfg status=fail
+
 create-password-file <file>
   write a password file, which only its owner can read
 
@@ -7885,8 +7992,9 @@ class Command(NamedTuple):
             if not text and name not in KEY:
                 raise ValueError('is empty')
         except ValueError as error:                    # a flag's may be a password
-            raise self.error(f'invalid value: {name}={"" if is_flag else text}',
-                             f'{error}{key.hint()}; ')
+            raise self.error(
+                f'invalid value: {name}={"" if is_flag else public(name, text)}',
+                f'{error}{key.hint()}; ')
         if is_flag:
             return 'yes' if value in ('yes', 'true') else ''
         return text if key is KEY.get(name) else value
@@ -7924,7 +8032,7 @@ def value_text(name: str, config: Config) -> str:
             with suppress(ValueError):
                 if unquoted(text)[0] == value:
                     return text
-    raise ConfigError(f'no config file can hold this: {name}={value} ({place})')
+    raise ConfigError(f'no config file can hold this: {name}={public(name, value)} ({place})')
 
 
 def run_config(line: CommandLine) -> int:
@@ -7967,7 +8075,7 @@ RUNS = {
     'backup': run_backup, 'preview': run_backup, 'list': run_list, 'verify': run_verify,
     'restore': run_restore, 'test-restore': run_test_restore, 'prune': run_prune,
     'protect': run_protect, 'unprotect': run_protect, 'status': run_status,
-    'check-config': run_check_config, 'test-mail': run_test_mail,
+    'check-config': run_check_config, 'test-mail': run_test_mail, 'test-ping': run_test_ping,
     'create-password-file': run_create_password_file, 'config': run_config, 'example': run_help,
     'help': run_help}      # type: Dict[str, Callable[[CommandLine], int]]
 

@@ -40,6 +40,7 @@ ROWS = {
     'status': Row('{config} max_age=2d', 'VMBACKUP OK'),
     'check-config': Row('{config}', 'vm-export={vm}'),
     'test-mail': Row('{config}', 'mail_to', 2),
+    'test-ping': Row('{config}', 'ping_url', 2),
     'create-password-file': Row('{file}', 'password file created: {file}',
                                 former='password create-password-file={file}'),
     'config': Row('{config}', 'vm-export={vm}'),
@@ -330,7 +331,8 @@ class Wrong(PoolCase):
                         allowed.allowed) else ['']
                 for value in bad:
                     self.refused([name, 'x', '%s=%s' % (option, value)],
-                                 'invalid value: %s=%s (' % (option, value), see)
+                                 'invalid value: %s=%s (' % (
+                                     option, VmBackup.public(option, value)), see)
 
     def test_a_vm_selector_has_many_forms_and_may_be_called_like_a_directory(self):
         os.mkdir(self.at('db'))

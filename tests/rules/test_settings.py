@@ -70,6 +70,12 @@ KEYS = {
     'mail_helo': ('', {'xen1.example.com': 'xen1.example.com', '[10.0.0.5]': '[10.0.0.5]',
                        '[IPv6:fe80::1]': '[IPv6:fe80::1]'}, ['a b', 'é.example', 'a@b', '<x>']),
     'mail_mode': ('always', {'Problems': 'problems', 'never': 'never'}, ['', 'errors']),
+    'ping_url': ({}, {'http://h:1/x?y': {'start': 'http://h:1/x/start?y', 'success':
+                                         'http://h:1/x?y', 'fail': 'http://h:1/x/fail?y'},
+                      'https://[::1]/{|a|}': {'success': 'https://[::1]/a', 'fail':
+                                              'https://[::1]/'}, '': {}},
+                 ['h', 'ftp://h/', 'https://', 'https://u:p@h/', 'https://h/{x}', 'https://h/ x']),
+    'ping_body': ('none', {'Summary': 'summary'}, ['', 'log']),
 }
 
 
@@ -103,7 +109,7 @@ class Keys(unittest.TestCase):
                     config = parsed('# first', '%s=%s' % (name, text))
                     error, = config.errors.values()
                     self.assertRegex(error, 'ERROR: config %s (out of range|invalid|has a)' % name)
-                    self.assertIn('-> %s (f line 2)' % text, error)
+                    self.assertIn('-> %s (f line 2)' % VmBackup.public(name, text), error)
                     self.assertEqual(allowed[name], error.partition(', allowed: ')[2])
                     self.assertEqual(default, getattr(config.settings, name))
 
