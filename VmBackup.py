@@ -21,8 +21,8 @@ A restore, which has to be asked for, issues
     of a VM       xe vm-import, vm-param-remove, vdi-param-remove, network-param-remove, vm-start
     of a disk     xe vdi-create, vdi-import, vbd-create, vdi-param-set
 
-and, to take back what is half restored or was restored for a test, xe vif-destroy, vm-destroy,
-vdi-destroy, network-destroy.
+and, to take back what is half restored or was restored for a test, xe vm-destroy, vdi-destroy,
+network-destroy.
 
 A program that the config names as `hook` is run at each phase of a run.
 
@@ -253,6 +253,7 @@ TIMED_OUT, STALLED, REFUSED, UNREACHABLE = 'TIMED_OUT', 'STALLED', 'REFUSED', 'U
 WENT_AWAY = (REFUSED, UNREACHABLE, 'HANDLE_INVALID')   # the last: it forgot the task
 NOT_OURS = 'NOT_OURS'
 IN_USE, FULL, HAS_USB = 'VDI_IN_USE', 'SR_FULL', 'VM_HAS_VUSBS'
+NO_BRIDGE = 'BRIDGE_NOT_AVAILABLE'
 
 
 class VmBackupError(Exception):
@@ -1462,7 +1463,8 @@ XE_CODES = {
     'IMPORT_INCOMPATIBLE_VERSION':
         'IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version',
     'DUPLICATE_MAC_SEED': 'DUPLICATE_MAC_SEED|MAC seed is already in use',
-    HAS_USB: 'VM_HAS_VUSBS|has VUSBs', IN_USE: 'in use'}       # the first that fits counts
+    NO_BRIDGE: 'field: bridge', HAS_USB: 'VM_HAS_VUSBS|has VUSBs',
+    IN_USE: 'in use'}       # the first that fits counts
 
 
 def send_signal(signum: int, *children: Popen) -> None:
@@ -4108,7 +4110,7 @@ class ArchivedVm(NamedTuple):
     name: str
     uuid: str
     disks: List[ArchivedDisk]  # in the order of the archive
-    vifs: Sequence[Texts]      # device, name and bridge of the network
+    vifs: Sequence[Texts]      # device; name, bridge and id of the network
     seed: str                  # of which MAC addresses are made
 
 
@@ -4136,9 +4138,22 @@ def archived_vm(ova: bytes) -> ArchivedVm:
                 disks.append(ArchivedDisk(str(ref), size, label, device))
         for vif in objects['VIF'].values():
             network = objects['network'][vif['network']]
-            vifs.append((vif['device'], network['name_label'], network['bridge']))
+            vifs.append((vif['device'], network['name_label'], network['bridge'], vif['network']))
         return ArchivedVm(str(vm['name_label']), str(vm['uuid']), disks, sorted(vifs),
                           vm['other_config'].get('mac_seed', ''))
+
+
+class Target(NamedTuple):
+    """Where a restore goes, and as what."""
+    name: str                  # of the new VM or disk
+    sr: Record
+    size: int                  # bytes of all disks
+    disks: Sizes = {}      # of an archive: bytes, by user device
+    preserve: bool = False     # the MAC addresses
+    attach: str = ''           # uuid of the VM that gets the disk
+    device: str = ''           # user device that the disk becomes there
+    # Name and bridge of the networks, '' for none, that others become, by the ids of these.
+    networks: Dict[str, Strings] = {}
 
 
 class Reader:
@@ -4435,18 +4450,25 @@ def form_of(name: str) -> str:
     return form if form in FORMS else ''
 
 
-def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
-    """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
-    ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
-    (xapi: import.ml). The ids of disks that are moved begin with LAST. Raise Damaged."""
+def rewrite_for_import(ova: bytes, target: Target, mark: str, moved: Texts) -> bytes:
+    """Return an ova.xml whose VM gets the target's name, is no template and neither starts by
+    itself nor ever did; it, its disks and networks carry the mark, in the field that an import
+    leaves as it is (xapi: import.ml). The ids of disks that are moved begin with LAST. What is in
+    a network that the target has not is left out. Raise Damaged."""
     import xmlrpc.client
-    new = {'VM': {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
+    new = {'VM': {'name_label': target.name, 'ha_restart_priority': '', 'is_a_template': False,
                   'ha_always_run': False},             # an import keeps the next: see check_unused
            'VM_metrics': {'start_time': xmlrpc.client.DateTime('19700101T00:00:00Z')}}
     with damaged_if_malformed():
         document = xmlrpc_value(ova)
-        for each in document['objects']:
+        objects, document['objects'] = document['objects'], []
+        for each in objects:
             record = each['snapshot']
+            network = target.networks.get(record.get('network', each['id']), {})
+            if network.get('bridge') != '':
+                document['objects'].append(each)
+            if each['class'] == 'network':
+                record.update(network)
             for place, field in ((each, 'id'), (record, 'VDI'), (record, 'suspend_VDI')):
                 if place.get(field) in moved:
                     place[field] = LAST + place[field]
@@ -4481,7 +4503,7 @@ def opened(path: str, form: str) -> Iterator[Any]:
             raise Damaged(f'{error}{reader.failed_export()}')
 
 
-def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -> Pieces:
+def archive_for_import(path: str, target: Target, mark: str, readers: List[Reader]) -> Pieces:
     """Yield an archive, uncompressed, with its ova.xml rewritten, and first disks below 1 MiB,
     which an import refuses (see `read_disk`), at the end, with ids that say so. Two blocks of
     zeros end it: an import reads none (xapi: stream_vdi.ml, recv_all_vdi)."""
@@ -4490,7 +4512,7 @@ def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -
         ova = reader.read_ova()
         small = list(itertools.takewhile(lambda disk: 0 < disk.size < CHUNK,
                                          archived_vm(ova).disks))
-        ova = rewrite_for_import(ova, name, mark, [disk.id for disk in small])
+        ova = rewrite_for_import(ova, target, mark, [disk.id for disk in small])
         head = reader.ova_head
         head = tar_header(head[:124] + b'%011o\0' % len(ova) + head[136:])
         yield head + ova + bytes(-len(ova) % BLOCK)
@@ -5268,6 +5290,7 @@ class Exporter(Remover):
 ADVICE = {                 # what to do, by the code of what went wrong
     'IMPORT_INCOMPATIBLE_VERSION':
         ' (it was exported by a newer release: restore it in a pool that is as new)',
+    NO_BRIDGE: ' (a network of it is not here: choose another, or none, with network=)',
     FULL: ' (choose another SR with sr=)',
     REFUSED: ' (xapi does not run: systemctl status xapi)',
     UNREACHABLE: ' (xapi has ended meanwhile: systemctl status xapi)'}
@@ -5283,17 +5306,6 @@ class Chosen(NamedTuple):
     def suffix(self) -> str:
         """Return what tells from the original, in the name of a copy."""
         return '-restored-' + (self.backup.started or iso(now()))[:10]
-
-
-class Target(NamedTuple):
-    """Where a restore goes, and as what."""
-    name: str                  # of the new VM or disk
-    sr: Record
-    size: int                  # bytes of all disks
-    disks: Sizes = {}      # of an archive: bytes, by user device
-    preserve: bool = False     # the MAC addresses
-    attach: str = ''           # uuid of the VM that gets the disk
-    device: str = ''           # user device that the disk becomes there
 
 
 def in_words(made: Marked) -> str:
@@ -5412,12 +5424,12 @@ class Importer(Operator):
                                 '(it was started or copied, or has a snapshot; remove it: it is '
                                 'incomplete)')
 
-    def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off: bool = False) -> str:
-        """Import an archive (`cut_off`: off all networks) or an image; return the new uuid."""
+    def put(self, chosen: Chosen, target: Target, record: Restoring) -> str:
+        """Import an archive or an image; return the new uuid."""
         check_signals()
         try:
             if chosen.form == '.xva':
-                return self.import_vm(chosen.path, target, record.mark, cut_off)
+                return self.import_vm(chosen.path, target, record.mark)
             return self.import_disk(chosen, target, record)
         except CommandFailed as error:
             text = f'{error}{ADVICE.get(error.code, "")}'
@@ -5425,7 +5437,7 @@ class Importer(Operator):
                 text = f'no space left in SR, at first {space_of(target.sr, target.size)}: {text}'
             raise CommandFailed(text, error.code)
 
-    def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
+    def import_vm(self, path: str, target: Target, mark: str) -> str:
         """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
         readers = []           # type: List[Reader]
         words = {'sr_uuid': target.sr['uuid']}
@@ -5433,14 +5445,11 @@ class Importer(Operator):
             words['preserve'] = 'true'
         watchdog = Watchdog(self.limit, lambda: sum(each.position() for each in readers),
                             'restored', path, bounded(path, size_of, path))
-        watchdog.pieces = archive_for_import(path, target.name, mark, readers)
+        watchdog.pieces = archive_for_import(path, target, mark, readers)
         uuid = self.xe.tell('vm-import', watchdog=watchdog, filename='/dev/stdin', **words)
         made = self.pool.marked(mark)
         if [vm['uuid'] for vm in made.vms.values()] != [uuid]:
             raise CommandFailed('xe vm-import did not print the uuid of the VM that it made')
-        if cut_off:
-            for vif in self.pool.where('VIF', 'VM', made.vms).values():
-                self.xe.tell('vif-destroy', uuid=vif['uuid'])
         found = {}
         for vbd in self.pool.where('VBD', 'VM', made.vms).values():
             disk = made.disks.get(vbd['VDI'])
@@ -7070,6 +7079,8 @@ def run_protect(line: CommandLine) -> int:
 # 21. Restores: restore, test-restore
 # ----------------------------------------------------------------------------------------------
 
+NO_NETWORK = {'name_label': 'none', 'uuid': 'left out', 'bridge': ''}
+
 
 class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
@@ -7210,7 +7221,7 @@ class Restorer(Importer):
             log(f'***NOTE - this backup is of an earlier VM of this name, {manifest.uuid}',
                 loud=True)
         whole = chosen.form == '.xva'
-        for word in ['attach'] if whole else ['preserve', 'start']:
+        for word in ['attach'] if whole else ['preserve', 'start', 'network']:
             if self.options[word]:
                 raise UsageError(f'{word}= does not apply to {chosen.path}')
         if whole:
@@ -7241,20 +7252,41 @@ class Restorer(Importer):
             if self.options['start'] and vm['power_state'] == 'Running' and (
                     original == vm['name_label'] or chosen.backup.manifest.uuid == vm['uuid']):
                 log(f'***WARNING - start=True: the original runs, {labelled(vm)} (shut it down '
-                    'first, or restore without start: two of one IP address disturb each other)')
+                    'first, or use network=none: two of one IP address disturb each other)')
         disks = {disk.device: disk.size for disk in found.disks if disk.device}
         total = sum(disks.values())
         sr = self.sr(total, f'  new VM:   {name} (original: {original})')
         for device, size in disks.items():
             log(f'  disk:     {device_name("", device)} of {human_size(size)}')
-        networks = self.pool.records('network').values()
-        for device, label, bridge in found.vifs:
+        return Target(name, sr, total, disks, preserve, networks=self.networks(found.vifs))
+
+    def networks(self, vifs: Sequence[Texts]) -> Dict[str, Strings]:
+        """Return where the networks of an archive go that network= sends elsewhere; log all."""
+        known = list(self.pool.records('network').values())
+        names = [each['name_label'] for each in known]
+        wanted, moved = {}, {}     # type: Records, Dict[str, Strings]     # '': all others
+        for part in filter(None, self.options['network'].split(',')):
+            old, _, new = part.rpartition(':')
+            found = [each for each in known if new in (each['uuid'], each['name_label'])]
+            if new == 'none':
+                found = [NO_NETWORK]
+            if len(found) != 1:
+                raise UsageError(f'no single network is {new} (choose one, network=UUID): '
+                                 + abbreviate(list(map(labelled, found or known))))
+            wanted[old], = found
+        for device, label, bridge, number in vifs:
             # Any of that name, or else of that bridge (xapi: import.ml).
-            same = ([each for each in networks if each['name_label'] == label] or
-                    [each for each in networks if each['bridge'] == bridge])
+            same = ([each for each in known if each['name_label'] == label] or
+                    [each for each in known if each['bridge'] == bridge])
+            new = wanted.get(label) or wanted.get(bridge) or wanted.get('')
+            if new:
+                same = [new]
+                alone = names.count(new['name_label']) < 2
+                moved[number] = {'bridge': new['bridge'],
+                                 'name_label': new['name_label' if alone else 'uuid']}
             log(f'  network:  VIF {device} in ' + (
                 ' or '.join(map(labelled, same)) or f'{label}, which is not here: it will be made'))
-        return Target(name, sr, total, disks, preserve)
+        return moved
 
     def sr(self, size: int, title: str) -> Record:
         """Return the record of the SR for disks of so many bytes: that of sr=, a name or uuid, or
@@ -7399,12 +7431,13 @@ class TestRestore(Run):
                 backup = self.sources.newest([backup.as_it_is()])
             for name in backup.check_archives():
                 chosen = self.sources.of_file(backup.file(name))
+                restorer.options['network'] = 'none' * (chosen.form == '.xva')
                 target = restorer.plan(chosen, f'{turn.job.vm.name}-test-{random_digits():.8}')
                 result['sr'] = target.sr['name_label']
                 if chosen.form != '.xva':              # those checksums xapi compares
                     restorer.verify(chosen)
                 with restorer.restoring(target.name, False) as record:
-                    restorer.put(chosen, target, record, cut_off=True)
+                    restorer.put(chosen, target, record)
                 check_signals()
                 turn.size += size_of(chosen.path)
                 log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
@@ -7764,6 +7797,10 @@ restore [<vm|uuid|backup|file>]
     name=<new-name>        of the VM or disk (default: its own, if that is free)
     preserve               keep the MAC addresses; refused while the VM is there
     start                  start the VM
+    network=<none|name|uuid|OLD:NEW,...>
+                           where its VIFs go: none (there are none then), one
+                           network for all, or others for some, NEW in the place
+                           of OLD (default: as in the backup)
     attach=<vm|uuid>       a disk: put it on this VM, which has to be halted
     verify=yes|no          no: do not verify the backup first (default: yes)
 {quiet}

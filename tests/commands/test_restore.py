@@ -411,6 +411,49 @@ class Places(RestoreCase):
                       done.lines)
         self.assert_restored(self.original, 'web')
 
+    def test_a_network_that_cannot_be_made_is_told_with_what_to_do(self):
+        self.remove_with_network('web', 'backend')
+        self.fault('vm-import', 'refuse', error=['INVALID_VALUE', 'bridge', 'xapi1'])
+        done = self.assert_ends(2, self.restore('web'))
+        self.assertIn(' (a network of it is not here: choose another, or none, with network=)',
+                      done.output)
+        for word, networks in (('none', []), (pools.NETWORK, [('0', pools.NETWORK)])):
+            done = self.ok(self.restore('web', 'network=' + word, 'name=web'))
+            self.assertEqual(networks, self.networks('web'))
+            self.remove('web')
+
+    def test_network_says_where_the_vifs_go(self):
+        uuids = {each['name_label']: each['uuid']
+                 for each in self.sim.pool.tables['network'].values()}
+        other = self.sim.pool.tables['network'][self.sim.pool.new(
+            'network', name_label='Lab: 2', bridge='xenbr7')]['uuid']
+        eth0, lab = pools.NETWORK, 'Lab: 2'
+        for number, (word, network) in enumerate((
+                ('none', None), (eth0, eth0), (uuids[eth0], eth0), (other, lab),
+                ('backend:' + eth0, eth0), ('xenbr1:' + uuids[eth0], eth0), ('backend:none', None),
+                ('elsewhere:none', 'backend'), ('elsewhere:%s,none' % other, None),
+                ('backend:%s,elsewhere:none,%s' % (other, eth0), lab))):
+            with self.subTest(word):
+                name = 'web-%d' % number
+                done = self.ok(self.restore('web', 'network=' + word, 'name=' + name))
+                self.assertIn('  network:  VIF 0 in %s (' % (network or 'none'), done.output)
+                self.assertEqual([('0', network)] if network else [], self.networks(name))
+                self.assert_unmarked()
+        again = self.sim.pool.tables['network'][self.sim.pool.new(
+            'network', name_label=eth0, bridge='xenbr8')]['uuid']
+        self.ok(self.restore('web', 'network=' + again, 'name=last'))
+        vif, = self.vms()['last']['VIFs']
+        self.assertEqual(again, self.sim.pool.tables['network'][
+            self.sim.pool.tables['VIF'][vif]['network']]['uuid'])
+        for word, words in (('nosuch', 'no single network is nosuch (choose one, network=UUID): '),
+                            ('backend:nosuch', 'no single network is nosuch (choose one'),
+                            (eth0, 'no single network is %s (choose one, network=UUID): %s (%s), '
+                             '%s (%s)' % (eth0, eth0, uuids[eth0], eth0, again))):
+            self.sim.pool.journal.clear()
+            self.refused(words, self.restore('web', 'network=' + word))
+        self.refused('network= does not apply to ',
+                     self.restore(self.dated('web')[0], 'network=none'))
+
     def test_a_full_sr_leaves_nothing_and_one_for_iso_images_is_refused(self):
         small = self.xe('sr-list', 'name-label=small', '--minimal').strip()
         self.refused('small (%s, on host1): 2.0 MiB of 2.0 MiB free' % small,
@@ -562,13 +605,12 @@ class Testing(RestoreCase):
             VmBackup.seconds_of(noted['when'])
         self.assert_unmarked()
 
-    def test_the_network_is_cut_first_and_one_that_was_made_is_removed(self):
+    def test_it_is_in_no_network_and_makes_none(self):
         self.remove_with_network('web', 'backend')
         self.before = self.contents()
         self.sim.pool.journal.clear()
-        self.ok(self.try_out('web'))
-        self.assertEqual(['vm-import', 'vif-destroy', 'vm-destroy', 'vdi-destroy', 'vdi-destroy',
-                          'network-destroy'], self.verbs())
+        self.assertIn('  network:  VIF 0 in none (left out)', self.ok(self.try_out('web')).lines)
+        self.assertEqual(['vm-import', 'vm-destroy', 'vdi-destroy', 'vdi-destroy'], self.verbs())
         self.assertNotIn('backend', [each['name_label'] for each in
                                      self.sim.pool.tables['network'].values()])
 
@@ -894,6 +936,10 @@ class Leftovers(RestoreCase):
         self.assert_clean()
 
 
+def rewritten(ova, name, *more):
+    return VmBackup.rewrite_for_import(ova, VmBackup.Target(name, {}, 0), *more)
+
+
 class OvaXml(unittest.TestCase):
     """What is changed in an archive on its way in, and what is not."""
 
@@ -908,7 +954,7 @@ class OvaXml(unittest.TestCase):
         cls.ova = data[512:512 + size]
 
     def test_only_names_marks_and_what_starts_a_vm(self):
-        changed = VmBackup.rewrite_for_import(self.ova, 'new <&> "name"\n', '0' * 32, ())
+        changed = rewritten(self.ova, 'new <&> "name"\n', '0' * 32, ())
         before, after = (VmBackup.ova_objects(ova) for ova in (self.ova, changed))
         differences = set()
         for cls, objects in before.items():
@@ -932,7 +978,7 @@ class OvaXml(unittest.TestCase):
         value[0]['objects'][0]['snapshot'].update(odd)
         text = re.search('<value>.*</value>', xmlrpc.client.dumps(value), re.DOTALL).group()
         ova = text.replace('\r', '&#13;').encode('utf-8')
-        changed = VmBackup.rewrite_for_import(ova, 'x', '0' * 32, ())
+        changed = rewritten(ova, 'x', '0' * 32, ())
         (found,), _ = xmlrpc.client.loads(b'<params><param>%s</param></params>' % changed)
         found = found['objects'][0]['snapshot']
         self.assertEqual(odd, {key: found[key] for key in odd})
@@ -944,7 +990,7 @@ class OvaXml(unittest.TestCase):
             with self.subTest(path=path):
                 with VmBackup.opened(path, '.xva') as reader:
                     ova = reader.read_ova()
-                changed = VmBackup.rewrite_for_import(ova, 'again', '1' * 32, ())
+                changed = rewritten(ova, 'again', '1' * 32, ())
                 self.assertEqual(VmBackup.archived_vm(ova)._replace(name='again'),
                                  VmBackup.archived_vm(changed))
 
@@ -962,4 +1008,4 @@ class OvaXml(unittest.TestCase):
             self.assertNotEqual(ova, self.ova)
             with self.assertRaisesRegex(VmBackup.Damaged, 'virtual_size is no number: .{,40}$'):
                 VmBackup.archived_vm(ova)
-            VmBackup.rewrite_for_import(ova, 'x', '0' * 32, ())
+            rewritten(ova, 'x', '0' * 32, ())
