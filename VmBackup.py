@@ -166,6 +166,8 @@ stall_timeout=30 [0.001 to 525600]
 verify=yes [yes, no]
     yes verifies each backup after it was made, before it counts; no makes the night
     shorter
+retries=0 [0 to 1]
+    1 tries a VM whose backup failed once more, at the end of the run
 parallel=1 [1 to 64]
     How many VMs to back up side by side; with more than one, the largest come first
 parallel_per_sr=0 [0 to 64]
@@ -217,7 +219,7 @@ DISCARD_PAUSES = (1, 2, 4)  # seconds between the attempts to remove a snapshot
 BUSY_PAUSES = (8, 15, 30)  # further ones while it is in use
 SNAPSHOT_PAUSES = (0.2, 1, 3, 10, 30)  # seconds, while xapi still is at work on one
 SECOND_LOOK = 3            # seconds until what seems left over is looked at again
-RESTART_PAUSE = 30         # seconds before a VM is tried again, when xapi went away
+RESTART_PAUSE = 30         # seconds before VMs are tried again, such as when xapi went away
 FSTAB = '/etc/fstab'
 XXHASH = 'libxxhash.so.0'
 TELL_EVERY = 600           # seconds between log lines of what takes long
@@ -5495,6 +5497,7 @@ class Importer(Operator):
 
 BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
 NOT_NOW = '75'             # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
+AGAIN = 'TRY-AGAIN'        # the word for what failed and is tried again
 VARIABLES = 'VM UUID METHOD TARGET FILE SIZE STATUS BACKUP_DIR REPORT'.split()
 MOST_REPLIES = 1000        # lines that a mail server may answer
 LARGEST_LOG = 2**27        # bytes of a status log that is read
@@ -5575,7 +5578,7 @@ def last_logged(path: str) -> Optional[LastRun]:
     any. If the log was rotated meanwhile, it seems to have begun when it ended."""
     host = re.escape(this_host())
     ours = f'^(.{{19}}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
-    bad = f'^.{{19}},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
+    bad = f'^.{{19}},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP|{AGAIN})(.*?) (.*)$'
     with suppress(OSError, ValueError, IndexError):
         log = decoded(load(path, LARGEST_LOG))
         lines = findall(ours, log, MULTILINE)
@@ -5766,6 +5769,7 @@ class Turn:
     path = ''
     size = 0                   # bytes, once all is done
     need = ''                  # how many it needs, in words
+    remark = ''                # on the line of a success in the status log
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -5778,6 +5782,9 @@ class Turn:
         if self.skipped:
             return 'SKIPPED'
         return 'WARNING' if self.warnings else 'SUCCESS'
+
+    def another(self, error: Exception) -> Any:
+        """Return the turn in which it is tried again after an error, None for none."""
 
 
 class Errors(list):
@@ -5828,7 +5835,7 @@ class Run:
         self.status_log = StatusLog(self.settings.status_log if logging else '', self.warnings)
         self.outcomes = []     # type: List[Outcome]
         self.errors = Errors()
-        self.turns = []        # type: Sequence[Any]       # all that are to be, once it is known
+        self.turns = []        # type: List[Any]       # all that are to be, once it is known
         self.numbers = itertools.count(1)      # of those
         self.left_alone = []   # type: List[str]
         self.started = iso(now())
@@ -5844,28 +5851,36 @@ class Run:
         log(f'{number}, {failed} failed', f'*** {method} begin {turn.job.shown}')
         started = self.status_log.write(method, 'begin', name)
         status, reason = 'INTERRUPTED', 'ended by a signal'    # type: str, Optional[str]
+        another = None         # type: Any
         try:
             work()
             status, reason = turn.status, None
         except Exception as error:                     # it must not stop the others
             status, reason = token_of(error), explain(error, turn.need)
-            log(f'ERROR {method} {status} {name}: {reason}')
+            another = turn.another(error)
+            log(f'***NOTE - {status}: {reason}: trying {name} again at the end' if another else
+                f'ERROR {method} {status} {name}: {reason}')
         finally:
-            for text in turn.warnings:
-                self.warnings.tell(f'{name}: {text}')
             turn.ended = True
             Console.current.thread.turn = ''
-            self.add(Outcome(name, turn.job.vm.uuid, method, status, started, int(elapsed()),
-                             portable(turn.path) or None, turn.files, turn.size,
-                             tuple(turn.warnings), reason))
+            if another:
+                self.turns.append(another)
+                self.status_log.write(method, 'end', f'{AGAIN} {name}')
+                self.left_alone.append(f'failed at first: {name} ({status}): {reason}')
+            else:
+                for text in turn.warnings:
+                    self.warnings.tell(f'{name}: {text}')
+                self.add(Outcome(name, turn.job.vm.uuid, method, status, started, int(elapsed()),
+                                 portable(turn.path) or None, turn.files, turn.size,
+                                 tuple(turn.warnings), reason), turn.remark)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome, remark: str = '') -> None:
         """Count and note how a VM's backup ended; size in GiB and time in minutes, both cut."""
         self.outcomes.append(outcome)
         status, minutes = outcome.status, outcome.seconds // 60
         words = [f'{status} {outcome.name}']
         if status in ('SUCCESS', 'WARNING'):
-            words.append(f'elapse:{minutes} size:{outcome.size >> 30}G')
+            words.append(f'elapse:{minutes} size:{outcome.size >> 30}G{remark}')
             log(self.done.format(outcome, status.replace('SUCCESS', 'Success'), minutes))
         self.status_log.write(outcome.method, 'end', *words)
 
@@ -6066,6 +6081,7 @@ class VmBackup(Turn):
     """The backup of one VM."""
     history = backup = began = None    # type: Any     # began: when
     begun = False              # the export: a second try only if xapi refused it
+    since = None               # type: Any         # of a second try: seconds since the first one
     before = {}                # type: Sizes       # bytes that the files of the last one take
     reserved = 0               # bytes by which the free space shrinks while files are written
 
@@ -6084,6 +6100,9 @@ class VmBackup(Turn):
         Interrupted."""
         shared, vm, patience = self.shared, self.job.vm, self.settings.lock_wait * 60
         known = {'vm': vm.name, 'uuid': vm.uuid, 'method': self.job.method}
+        while self.since and self.since() < RESTART_PAUSE:
+            check_signals()
+            sleep(1)
         self.history = shared.store.directory_of(vm, self.pool.names)
         with shared.store.locked(self.history.directory, patience):
             try:
@@ -6091,7 +6110,7 @@ class VmBackup(Turn):
                     self.skipped = shared.call_hook('backup-start', **known)
                 if self.skipped:
                     return
-                self.back_up_or_retry()
+                self.back_up()
             except BaseException as error:
                 shared.call_hook('backup-abort', self.warnings, status=token_of(error),
                                  target=self.path, **known)
@@ -6108,27 +6127,20 @@ class VmBackup(Turn):
                 if self.exporter.snapshot_may_remain:
                     shared.clean_up_at_end = True
 
-    def back_up_or_retry(self) -> None:
-        """Make the backup; once more where xapi went away before anything was exported, as that
-        would else cost two VMs their backups, unless no call waits for it now (Pool.patience)."""
-        try:
-            return self.back_up()
-        except VmBackupError as error:
-            no_use = self.begun and error.code != REFUSED
-            if error.code not in WENT_AWAY or no_use or not self.pool.patience:
-                raise
-            if self.exporter.snapshot_may_remain:      # made as xapi starts
-                self.shared.doubtful.append(self.path)
-                self.shared.clean_up_at_end = True
-            log(f'***NOTE - {error}: trying {self.job.vm.name} again')
-        self.reserved = 0
-        self.held.close()
-        waited = stopwatch()
-        while waited() < RESTART_PAUSE:
-            check_signals()
-            sleep(1)
-        del self.warnings[:]
-        self.back_up()
+    def another(self, error: Any) -> Optional['VmBackup']:
+        """Return a second try, if the settings want it or xapi went away before anything was
+        exported, as that would else cost VMs their backups, unless no call waits for it now
+        (Pool.patience)."""
+        code = getattr(error, 'code', '')
+        went_away = code in WENT_AWAY
+        useful = went_away and self.pool.patience and (code == REFUSED or not self.begun)
+        if self.remark or not (self.settings.retries or useful):
+            return None
+        if went_away and self.exporter.snapshot_may_remain:        # made as xapi starts
+            self.shared.doubtful.append(self.path)
+        second = VmBackup(self.shared, self.job)
+        second.remark, second.since = ' try:2', stopwatch()
+        return second
 
     def back_up(self) -> None:
         """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
@@ -6561,15 +6573,10 @@ class BackupRun(Shared):
         for failure in plan.failures:
             self.add(failure)
         self.turns = [VmBackup(self, job) for job in plan.jobs]
-        if self.settings.parallel > 1:
-            self.side_by_side()
-        else:
-            for method in ('vdi-export', 'vm-export'):
-                log(f'************ {method}= ***************')
-                for backup in self.turns:
-                    if backup.job.method == method:
-                        check_signals()
-                        self.attempt(backup, backup.run)
+        self.back_up(self.turns[:])
+        again = [turn for turn in self.turns if turn.remark]
+        if again:
+            self.back_up(again)
         check_signals()
         if self.clean_up_at_end or self.not_removed:
             self.clean_up()
@@ -6579,7 +6586,18 @@ class BackupRun(Shared):
         log(RULER)
         self.show_space('Space status')
 
-    def side_by_side(self) -> None:
+    def back_up(self, turns: Sequence[VmBackup]) -> None:
+        """Back up some VMs; raise Interrupted."""
+        if self.settings.parallel > 1:
+            return self.side_by_side(turns)
+        for method in ('vdi-export', 'vm-export'):
+            log(f'************ {method}= ***************')
+            for backup in turns:
+                if backup.job.method == method:
+                    check_signals()
+                    self.attempt(backup, backup.run)
+
+    def side_by_side(self, turns: Sequence[VmBackup]) -> None:
         """Back up several VMs at once, each in a thread, the largest first."""
         import queue
         log(f'************ parallel= {self.settings.parallel} ***************')
@@ -6595,11 +6613,11 @@ class BackupRun(Shared):
                 ended.put(backup)
 
         srs = {}               # type: Dict[VmBackup, Set[str]]    # uuids of those with its disks
-        for backup in self.turns:
+        for backup in turns:
             with suppress(VmBackupError, ValueError):              # its own turn will show that
                 backup.exporter.choose(backup.job.vm)
             srs[backup] = {disk.sr_uuid for disk in backup.exporter.disks}
-        waiting = sorted(self.turns, key=lambda backup: -sum(
+        waiting = sorted(turns, key=lambda backup: -sum(
             disk.size for disk in backup.exporter.disks))
         running = []           # type: List[VmBackup]
         per_sr = self.settings.parallel_per_sr or self.settings.parallel

@@ -59,14 +59,57 @@ class FailingSteps(FailureCase):
             self.assertRegex(line, TIME_STAMP)
         return done
 
+    def fail_step_once(self, step, *lines, **fault):
+        """The same, where web's and db's backups are then tried again, and good."""
+        self.script = self.changed_script(RESTART_PAUSE=0.01)
+        for verb, nth, _ in STEPS[step].values():
+            self.fault(verb, nth=nth, **fault)
+        done = self.ends(0, 'vdi-export=db', 'vm-export=web', 'vm-export=third', *lines)
+        good = '%s,end,SUCCESS %s,elapse:0 size:0G%s'
+        self.assertEqual([
+            'vmbackup.py,begin', 'vdi-export,begin,db', 'vdi-export,end,TRY-AGAIN db',
+            'vm-export,begin,web', 'vm-export,end,TRY-AGAIN web', 'vm-export,begin,third',
+            good % ('vm-export', 'third', ''), 'vdi-export,begin,db',
+            good % ('vdi-export', 'db', ' try:2'), 'vm-export,begin,web',
+            good % ('vm-export', 'web', ' try:2'), 'vmbackup.py,end,SUCCESS,S:3 W:0 E:0'],
+            self.status())
+        for name, (_, _, token) in zip(('web', 'db'), STEPS[step].values()):
+            self.assertIn(' - failed at first: %s (%s): ' % (name, token), done.output)
+            self.assertEqual(1, done.output.count(': trying %s again at the end' % name))
+        self.assertEqual(3, len([path for path in self.tree() if path.endswith('/success')]))
+        self.assert_clean()
+        return done
+
+    def test_retries_try_what_failed_once_more_at_the_end_with_a_new_snapshot(self):
+        self.fail_step_once(EXPORT, 'retries=1', **REFUSED)
+        self.setUp()
+        self.script = self.changed_script(RESTART_PAUSE=0.01, DISCARD_PAUSES=(0.05,))
+        self.fault('vm-snapshot', 'refuse', times=2, error=REFUSED['error'])
+        done = self.ends(0, 'vm-export=web', 'vm-export=db', 'vm-export=third', 'retries=1',
+                         'parallel=3')
+        self.assertEqual(2, done.output.count(' again at the end'))
+        self.assertEqual(2, '\n'.join(self.status()).count(' try:2'))
+
+    def test_a_second_try_that_fails_is_the_outcome(self):
+        self.script = self.changed_script(RESTART_PAUSE=0.01)
+        for nth in (2, 4):
+            self.fault('vm-export', 'refuse', nth=nth, error=REFUSED['error'])
+        done = self.ends(2, 'vm-export=web', 'retries=1')
+        self.assertEqual(['vm-export,begin,web', 'vm-export,end,TRY-AGAIN web',
+                          'vm-export,begin,web', 'vm-export,end,VM-EXPORT-FAIL web',
+                          'vmbackup.py,end,ERROR,S:0 W:0 E:1'], self.status()[1:])
+        self.assertEqual(1, done.output.count('ERROR vm-export VM-EXPORT-FAIL web: '))
+        self.assertEqual(1, len(self.dated('web')))
+        self.assertEqual('web (VM-EXPORT-FAIL)', VmBackup.last_logged(self.status_log).failed)
+
     def test_a_step_that_is_refused_or_dies_half_way_has_its_token_and_leaves_nothing(self):
         for step, fault in [(step, fault) for step in range(len(STEPS)) for fault in (
                 REFUSED, dict(do='die', after=BEGUN))] + [(EXPORT, dict(REFUSED, after=BEGUN))]:
             with self.subTest(STEPS[step], **fault):
                 self.setUp()
-                if fault['do'] == 'die' and step != EXPORT:        # tried again once
-                    self.script = self.changed_script(RESTART_PAUSE=0.01)
-                    fault = dict(fault, times=2)
+                if fault['do'] == 'die' and step != EXPORT:
+                    self.fail_step_once(step, **fault)
+                    continue
                 done = self.fail_step(step, **fault)
                 refused = 2 * (fault['do'] == 'refuse')
                 self.assertEqual(refused, done.lines.count('Error code: SR_BACKEND_FAILURE_46'))
