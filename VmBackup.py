@@ -255,7 +255,7 @@ TIMED_OUT, STALLED, REFUSED, UNREACHABLE = 'TIMED_OUT', 'STALLED', 'REFUSED', 'U
 WENT_AWAY = (REFUSED, UNREACHABLE, 'HANDLE_INVALID')   # the last: it forgot the task
 NOT_OURS = 'NOT_OURS'
 IN_USE, FULL, HAS_USB = 'VDI_IN_USE', 'SR_FULL', 'VM_HAS_VUSBS'
-NO_BRIDGE = 'BRIDGE_NOT_AVAILABLE'
+NO_BRIDGE, NOT_ZEROED = 'BRIDGE_NOT_AVAILABLE', 'NOT_ZEROED'
 
 
 class VmBackupError(Exception):
@@ -1465,7 +1465,8 @@ XE_CODES = {
     'IMPORT_INCOMPATIBLE_VERSION':
         'IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version',
     'DUPLICATE_MAC_SEED': 'DUPLICATE_MAC_SEED|MAC seed is already in use',
-    NO_BRIDGE: 'field: bridge', HAS_USB: 'VM_HAS_VUSBS|has VUSBs',
+    NO_BRIDGE: 'field: bridge',
+    NOT_ZEROED: 'unimplemented: prezeroed', HAS_USB: 'VM_HAS_VUSBS|has VUSBs',
     IN_USE: 'in use'}       # the first that fits counts
 
 
@@ -2320,7 +2321,11 @@ class Pool:
         """Return what a manifest tells of the pool: pool {name, uuid}, and the master's xapi."""
         pool = self.own_record()
         return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']},
-                'xapi': self.table('host')[pool['master']]['software_version'].get('xapi', '')}
+                'xapi': self.software().get('xapi', '')}
+
+    def software(self) -> Strings:
+        """Return the versions of the master's software."""
+        return self.table('host')[self.own_record()['master']]['software_version']
 
     def version(self) -> tuple:
         """Return the numbers in the version of the master's xapi, none if it is unknown."""
@@ -2955,6 +2960,9 @@ COMPLETE = ('good', 'damaged')                 # outcomes of backups, and
 NO_BACKUP = ('foreign', 'remains', 'being deleted')    # of what is, or will be, none
 NOT_CHOSEN = 'vdi_disks='  # begins why a disk of the VM is not in a backup; another may have it
 DUMPS = 'METADATA_'        # begins the name of a directory of dumps of the pool database
+ABOUT = '.json'            # ends the name of what tells of a dump, beside it
+# Of what dumps are, and what takes them back (xapi: pool_db_backup.ml, version_check).
+SAME_XAPI = 'of xapi {0[xapi]}, database schema {0[db_schema]}: only a pool of that schema takes it'
 BACKUP_DIR = 'config backup_dir'
 TROUBLE = {                # of a place of backups, and what to do
     ENOENT: ('does not exist', 'is the share mounted?'),
@@ -3028,6 +3036,7 @@ class Manifest(NamedTuple):
     test_restore: Record = {}
     digests: Record = {}       # SHA-256 by the names of the files, uncompressed
     known: bool = False        # whether there is one
+    rate: int = 0              # bytes of disks that were exported in a second, if that is known
 
     def images(self) -> Texts:
         """Return the names of the archives and images."""
@@ -3084,7 +3093,7 @@ def manifest_of(document: Record) -> Manifest:
         items_in(document, 'disks', dict) or [], items_in(document, 'left_out', dict) or [],
         value_in(value_in(document, 'pool', {}), 'uuid'), items_in(document, 'earlier', str),
         finding(verified), finding(value_in(document, 'test_restore', {})),
-        value_in(verified, 'digests', {}), bool(document))
+        value_in(verified, 'digests', {}), bool(document), value_in(document, 'rate', 0))
 
 
 def document_in(directory: str) -> Record:
@@ -3930,6 +3939,7 @@ def prune_pool_dumps(newest: str, keep: int) -> Texts:
     """Delete the oldest dumps beyond `keep` (0: none), return them; delete what kills left."""
     old = sorted(dumps_in(dirname(newest)), key=lambda path: path == newest)[:-keep]
     for path in old + dumps_in(dirname(newest), PARTIAL):
+        remove(path + ABOUT)
         remove(path)
     return old
 
@@ -4800,6 +4810,9 @@ STALE = 60                 # seconds after which a VM is looked at again before 
 LEFT_OUT = '{0.device} ({0.name}): {0.why}'        # a disk that is not exported
 # Recorded from xapi 26.17.0; vhd-tool: channels.ml.
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
+TASK_AGE = 86400           # seconds; xapi: db_gc_util.ml, timeout_tasks
+LOST = ('xapi ends a task of more than 24 hours whose progress, of a disk in whole percents, '
+        'stands still for 30 seconds (set a higher pending_task_timeout in /etc/xapi.conf)')
 NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multiple of 2 MiB'
 # xapi: xapi_vm_lifecycle.ml; running or not. xe's commands for it: cli_frontend.ml, records.ml.
 USB = ('xapi takes no snapshot of a VM with a USB device passed through. What works: vdi-export= '
@@ -5292,6 +5305,8 @@ class Exporter(Remover):
 ADVICE = {                 # what to do, by the code of what went wrong
     'IMPORT_INCOMPATIBLE_VERSION':
         ' (it was exported by a newer release: restore it in a pool that is as new)',
+    NOT_ZEROED: ' (this storage takes no VHD: pack the image, gzip -k FILE, and restore FILE.gz, '
+                'which goes in as raw)',
     NO_BRIDGE: ' (a network of it is not here: choose another, or none, with network=)',
     FULL: ' (choose another SR with sr=)',
     REFUSED: ' (xapi does not run: systemctl status xapi)',
@@ -6250,23 +6265,31 @@ class VmBackup(Turn):
 
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
-        size = 0               # bytes
+        size, elapsed = 0, stopwatch()     # bytes
         self.begun = True
-        with failing_as(self.exporter.export_token):
-            self.exported = self.exporter.files(basename(self.history.directory), snapshot)
-            for file in self.exported:
-                path = self.backup.file(file.name)
-                if file.disk:                          # as it is by now
-                    self.manifest['disks'][self.exporter.disks.index(file.disk)].update(
-                        file=portable(file.name), virtual_size=file.snapshot.size)
-                watchdog = Watchdog(
-                    self.settings.stall_timeout * 60, lambda: size_of(path), 'exported', path,
-                    file.snapshot.size if file.name.endswith('.raw') else
-                    self.before.get(file.name, 0), lambda: self.pool.progress(file.snapshot.uuid))
-                with blaming_room(path, self.need):
-                    self.exporter.export(file, path, watchdog)
-                    size += written(path)
+        try:
+            with failing_as(self.exporter.export_token):
+                self.exported = self.exporter.files(basename(self.history.directory), snapshot)
+                for file in self.exported:
+                    path = self.backup.file(file.name)
+                    if file.disk:                          # as it is by now
+                        self.manifest['disks'][self.exporter.disks.index(file.disk)].update(
+                            file=portable(file.name), virtual_size=file.snapshot.size)
+                    watchdog = Watchdog(
+                        self.settings.stall_timeout * 60, lambda: size_of(path), 'exported', path,
+                        file.snapshot.size if file.name.endswith('.raw') else
+                        self.before.get(file.name, 0),
+                        lambda: self.pool.progress(file.snapshot.uuid))
+                    with blaming_room(path, self.need):
+                        self.exporter.export(file, path, watchdog)
+                        size += written(path)
+        except BackupFailed as error:
+            if elapsed() > TASK_AGE:
+                raise BackupFailed(error.token, f'{error}; perhaps as {LOST}', error.code)
+            raise
         self.reserved = 0
+        self.manifest['rate'] = sum(file.snapshot.size for file in self.exported) // (
+            int(elapsed()) + 1)
         return size
 
     def verify(self) -> None:
@@ -6435,6 +6458,13 @@ class BackupRun(Shared):
                 plan.remark('WARNING', f'{job.shown}: {NO_DISK_LEFT}')
             for level, text in exporter.remarks():
                 plan.remark(level, f'{job.shown}: {text}')
+            rate = 0
+            with suppress(OSError, TargetError):       # what is wrong with it shows elsewhere
+                rate = self.store.history(path_part(vm.name)).last_owner().rate
+            for disk in exporter.disks:
+                if 0 < rate < disk.size / TASK_AGE and not exporter.archive:
+                    plan.remark('WARNING', f'{job.shown}: {disk.device} of {human_size(disk.size)} '
+                                f'took {human_size(rate)}/s last time: {LOST}')
         Console.current.tell(vms=vms)
 
     def preview(self, line: CommandLine) -> int:
@@ -6694,6 +6724,10 @@ class BackupRun(Shared):
                                                  file_name=partial).splitlines())
                 if self.settings.verify == 'yes':
                     self.verifier.prove(partial)
+            with tolerating(self.warnings, 'its versions are not recorded'):
+                about = defaultdict(str, self.pool.software())
+                log('pool database ' + SAME_XAPI.format(about))
+                write_json(path + ABOUT, about)
             with tolerating(self.warnings, 'cannot delete old dumps'):
                 for old in prune_pool_dumps(path, self.settings.pool_db_max_backups):
                     log(f'Deleting oldest pool database dump {old}')

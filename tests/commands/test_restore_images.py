@@ -136,6 +136,18 @@ class Forms(ImageCase):
                              r'\(stall_timeout\), with \S+ MiB exported: ' + words)
             self.sim.restart()
 
+    def test_storage_that_takes_no_vhd_is_told_with_what_works_there(self):
+        self.sized('4 MiB', 1)
+        self.ok(self.back_up('vdi-export=web', vdi_export_format='vhd'))
+        path = self.newest('web', 'web.vhd')
+        self.fault('vdi-import', 'print', exit=1, stderr='vhd-tool: unimplemented: prezeroed')
+        done = self.assert_ends(2, self.restore(path))
+        self.assertIn(' (this storage takes no VHD: pack the image, gzip -k FILE, and restore '
+                      'FILE.gz, which goes in as raw)', done.lines[-1])
+        with open(path, 'rb') as stream:
+            packed = self.put_file('web.vhd.gz', gzip.compress(stream.read()))
+        self.ok(self.restore(packed, 'from=' + self.config()))
+
     def test_a_disk_that_no_vhd_can_hold_is_made_as_qcow2(self):
         self.sized('2 MiB')
         path = self.put_file('disk.raw')

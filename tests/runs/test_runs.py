@@ -2,6 +2,7 @@
 
 import datetime
 import hashlib
+import json
 import os
 import shutil
 import xml.etree.ElementTree
@@ -246,7 +247,8 @@ class Metadata(PoolCase):
 class PoolDatabase(RunCase):
     def dumps(self):
         directory = os.path.join(self.backups, 'METADATA_' + HOST)
-        return [os.path.join(directory, name) for name in sorted(os.listdir(directory))]
+        return [os.path.join(directory, name) for name in sorted(os.listdir(directory))
+                if not name.endswith('.json')]
 
     def test_dumps_are_for_their_owner_only_and_all_kept_unless_a_number_is_given(self):
         for number in (1, 2):
@@ -261,6 +263,16 @@ class PoolDatabase(RunCase):
         self.ends(0, 'vm-export=db', pool_db_backup=1, pool_db_max_backups=2)
         self.assertEqual([newest, foreign], [self.dumps()[0], self.dumps()[-1]])
         self.assertEqual(3, len(self.dumps()))
+
+    def test_the_versions_that_take_a_dump_back_are_told_recorded_and_deleted_with_it(self):
+        words = 'of xapi %s, database schema 5.786: only a pool of that schema takes it' % (
+            self.sim.pool.xapi_version)
+        for _ in range(2):
+            done = self.ends(0, 'vm-export=db', pool_db_backup=1, pool_db_max_backups=1)
+            self.assertIn('pool database ' + words, done.lines)
+            dump, = self.dumps()
+            self.assertEqual('5.786', json.loads(self.read(dump + '.json'))['db_schema'])
+            self.assertEqual(2, len(os.listdir(os.path.dirname(dump))))
 
     def test_an_old_dump_that_cannot_be_deleted_is_a_warning_and_the_new_one_stands(self):
         os.makedirs(os.path.join(self.backups, 'METADATA_' + HOST,     # which root cannot unlink

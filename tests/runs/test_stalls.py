@@ -2,7 +2,9 @@
 gone; and what had to be left in the pool is removed by the next run."""
 
 import glob
+import json
 import os
+import re
 
 from tests.tools.support import LIMIT, SMALL, PoolCase
 
@@ -202,6 +204,32 @@ class LeftBehind(StallCase):
                 self.assertLess(done.output.index('removing the snapshot of an unfinished backup'),
                                 done.output.index('*** vm-export begin db'))
                 self.assert_settled()
+
+
+class Old(StallCase):
+    def test_a_task_that_xapi_would_end_is_foretold_and_named_in_the_error(self):
+        words = 'xapi ends a task of more than 24 hours whose progress, '
+        self.ends(0, 'vdi-export=web', 'vm-export=db')
+        for age, warned in ((86400, []), (0.0001, ['xvda'])):
+            self.script = self.changed_script(TASK_AGE=age)
+            done = self.command(len(warned), 'password', self.config(
+                'vdi-export=web', 'vm-export=db'), 'preview')
+            self.assertEqual(warned, re.findall(
+                r'WARNING - web: (\w+) of \S+ \w+ took \S+ \w+/s last time: ' + words,
+                done.output))
+        path = self.newest('web', 'backup.json')
+        for rate in ('"x"', -1, [], 10**18):
+            with open(path) as stream:
+                document = json.load(stream)
+            with open(path, 'w') as stream:
+                json.dump(dict(document, rate=rate), stream)
+            self.command(0, 'password', self.config('vdi-export=web'), 'preview')
+        for age, named in ((86400, 0), (-1, 2)):
+            self.script = self.changed_script(TASK_AGE=age, RESTART_PAUSE=0.01)
+            self.fault('vdi-export', 'refuse', error=['HANDLE_INVALID', 'task', 'OpaqueRef:1'],
+                       after=4096)
+            done = self.ends(2, 'vdi-export=web')
+            self.assertEqual(named, done.output.count('perhaps as ' + words), done.output)
 
 
 class Restarts(StallCase):
