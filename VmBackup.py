@@ -1847,6 +1847,7 @@ class Xe:
 
 NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
+MARKED = MARK + ' {}'      # so is called a disk meanwhile
 OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which no copy of it has
 FIELDS = {                 # those that are kept
     'VM': 'tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
@@ -1903,11 +1904,6 @@ def unless_gone() -> Context:
     except PoolError as error:
         if error.code != 'HANDLE_INVALID':
             raise
-
-
-def marked_name(mark: str) -> str:
-    """Return the name of a disk while it is being restored."""
-    return f'{MARK} {mark}'
 
 
 def device_name(device: str, number: str) -> str:
@@ -2247,7 +2243,7 @@ class Pool:
         return Marked(*(
             {ref: record for ref, record in self.records(kind).items()
              if record['other_config'].get(MARK) == mark
-             or record['name_label'] == marked_name(mark)} for kind in ('VM', 'VDI', 'network')))
+             or record['name_label'] == MARKED.format(mark)} for kind in ('VM', 'VDI', 'network')))
 
     def field(self, kind: str, ref: str, name: str = 'name_label') -> str:
         """Return a text of an object, usually its name, as the table has it, '' for none."""
@@ -5288,7 +5284,7 @@ class Importer(Operator):
         with self.store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
             settled = f'the next backup or restore with backup_dir {self.store.root} settles that'
             if not record.path:
-                settled = f'look there for {marked_name(record.mark)}, in names and other-config'
+                settled = f'look there for {MARKED.format(record.mark)}, in names and other-config'
                 log(f'***NOTE - cannot write in {self.store.root}: if this is killed, what it made '
                     f'is left in the pool ({settled})')
             try:
@@ -5331,7 +5327,7 @@ class Importer(Operator):
 
     def unmark(self, word: str, made: Record, record: Restoring) -> None:
         """Take a restore's mark from a VM (word 'vm'), disk ('vdi') or network."""
-        if made['name_label'] == marked_name(record.mark):
+        if made['name_label'] == MARKED.format(record.mark):
             self.xe.tell('vdi-param-set', uuid=made['uuid'], name_label=label_part(record.name))
         else:
             self.xe.tell(word + '-param-remove', uuid=made['uuid'], param_name='other-config',
@@ -5423,7 +5419,7 @@ class Importer(Operator):
         path, form, _ = chosen
         size = target.size
         uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
-                            name_label=marked_name(record.mark), virtual_size=str(size),
+                            name_label=MARKED.format(record.mark), virtual_size=str(size),
                             **dict([QCOW2] if size > LARGEST_STORED else ()))
         made = sum(int(vdi['virtual_size'])
                    for vdi in self.pool.where('VDI', 'uuid', [uuid]).values())
@@ -6683,8 +6679,8 @@ class VerifyCommand(NamedTuple):
         texts = (found.problems or [PROVED[found.proved]]) + found.remarks
         with suppress(OSError):                        # nobody needs them
             used = [PROTECTED, *backup.archives()]
-            others = [name for name, _, whose in backup.contents() if name not in used and (
-                whose == 'person' or whose == 'ours' and name.endswith(IMAGES))]
+            others = [name for name, _, whose in sift(path, OURS.match)
+                      if whose == 'person' and name not in used]
             if others:
                 texts.append('also there: ' + abbreviate(others))
         try:
@@ -6735,31 +6731,27 @@ def age(when: Time) -> str:
 
 def document_of(name: str, history: History) -> Record:
     """Return what `list` tells of a VM, of its directory, as the README has its form."""
-    owner = history.last_owner()
-    told = [described(backup, owner) for backup in history.everything()]
+    owner, told = history.last_owner(), []     # type: Manifest, List[Record]
+    for backup in history.everything():
+        manifest = backup.manifest
+        method = manifest.method or None
+        size = compression = None  # type: Any
+        if backup.outcome == 'remains':
+            with suppress(OSError):
+                size = sum(size_of(backup.file(file)) for file, _, _ in sift(backup.path, bool))
+        for file in backup.sizes:
+            size = sum(backup.sizes.values())
+            compression = compression_of(file).name
+            # 3.25 has written none down.
+            method = method or ('vm-export' if form_of(file) == '.xva' else 'vdi-export')
+        told.append({
+            'path': backup.path, 'when': backup.started, 'outcome': backup.outcome,
+            'method': method, 'size': size, 'compression': compression,
+            'verified': manifest.verified or None, 'test_restore': manifest.test_restore or None,
+            'protected': backup.protected, 'of': owner.other(backup)})
     return {'name': name, 'path': history.directory,
             'good': sum(backup['outcome'] == 'good' for backup in told),
             'size': sum(backup['size'] or 0 for backup in told), 'backups': told}
-
-
-def described(backup: Backup, owner: Manifest) -> Record:
-    """Return what the document has of a directory in a VM's."""
-    manifest = backup.manifest
-    method = manifest.method or None   # type: Optional[str]
-    size = compression = None  # type: Any
-    if backup.outcome == 'remains':
-        with suppress(OSError):
-            size = sum(size_of(backup.file(name)) for name, _, _ in sift(backup.path, bool))
-    for name in backup.sizes:
-        size = sum(backup.sizes.values())
-        compression = compression_of(name).name
-        if not method:                                 # 3.25 has written none down
-            method = 'vm-export' if form_of(name) == '.xva' else 'vdi-export'
-    return {
-        'path': backup.path, 'when': backup.started, 'outcome': backup.outcome,
-        'method': method, 'size': size, 'compression': compression,
-        'verified': manifest.verified or None, 'test_restore': manifest.test_restore or None,
-        'protected': backup.protected, 'of': owner.other(backup)}
 
 
 def table_of(document: Record) -> Iterator[str]:
@@ -6790,8 +6782,8 @@ def table_of(document: Record) -> Iterator[str]:
 def run_list(line: CommandLine) -> int:
     """The command `list`; return the exit status. Raise VmBackupError, OSError."""
     target = open_target(line)
-    if target.kind == 'backup' or target.kind == 'history' and line.only:
-        raise UsageError(f'vm= does not apply to a single VM or backup: {line.word}')
+    if target.kind == 'backup':
+        raise UsageError(f'expected a config-file, a backup_dir, or a VM\'s directory: {line.word}')
     whole = not line.only and target.kind != 'history'
     histories = target.stocked()
     plan = select_histories(histories, target.config)
@@ -6831,8 +6823,6 @@ class Pruning:
     def __init__(self, target: Store, options: Strings) -> None:
         self.errors = Errors()
         self.store = target
-        self.settings = target.config.settings
-        self.kinds = {rule.kind for rule in target.config.rules if rule.method != 'vm'}
         self.previewing = options['preview']
         self.pool = options['pool']    # a uuid; its backups are to go from others' directories
         self.vms = set()       # type: Set[str]    # so, of VMs that have a good backup in their own
@@ -6850,10 +6840,11 @@ class Pruning:
     def prune(self, job: Job, by_rules: bool) -> None:
         """Prune the backups of a VM, oldest first; without rules only those of others that are to
         go. Raise TargetError where a line of the config may mean it, and nothing tells; OSError."""
-        for kind, known in (('uuid', job.vm.uuid), ('tag', 'tags' in job.vm.record)):
-            if by_rules and kind in self.kinds and not known:
-                raise TargetError(f'its newest backup does not record the {kind} of the VM: not '
-                                  'touched')
+        known = {'name': True, 'uuid': job.vm.uuid, 'tag': 'tags' in job.vm.record}
+        for rule in self.store.config.rules if by_rules else ():
+            if rule.method != 'vm' and not known[rule.kind]:
+                raise TargetError(f'its newest backup does not record the {rule.kind} of the VM: '
+                                  'not touched')
         history = job.vm.saved.as_it_is()              # now that it is locked
         log(history.directory)
         for path in () if self.previewing else history.half_deleted():
@@ -6868,7 +6859,7 @@ class Pruning:
             log(f'***NOTE - not touched: they are of another pool, {owner.pool}')
             return
         ours = {backup.path: why for backup, why in history.judged(
-            policy_of(self.settings, job), owner)}
+            policy_of(self.store.config.settings, job), owner)}
         for backup in history.completed():
             if backup.path in ours and not by_rules:
                 continue
@@ -6946,8 +6937,8 @@ def run_prune(line: CommandLine) -> int:
         found = to_prune(target, pruning)
     for job, history, by_rules in found:
         check_signals()
-        lock = suppress() if pruning.previewing else pruning.store.locked(
-            history.directory, pruning.settings.lock_wait * 60)
+        lock = suppress() if pruning.previewing else target.locked(
+            history.directory, target.config.settings.lock_wait * 60)
         with tolerating(pruning.errors, history.directory), lock:
             if job:
                 pruning.prune(job, by_rules)
@@ -6962,16 +6953,13 @@ def run_prune(line: CommandLine) -> int:
 def run_protect(line: CommandLine) -> int:
     """Protect or unprotect; return the exit status. Raise VmBackupError, OSError."""
     protecting = line.command == 'protect'
-    paths = [abspath(native(word)) for word in line.words]
-    for path in paths:
-        kind = kind_of(path)
-        if not kind:
-            refuse_missing(path)
-        ROOTS.add(root_of(path, kind))
-        if (kind != 'backup' or not Backup(path).has_marker() or
+    stores = [open_target(line._replace(words=[word]), bool) for word in line.words]
+    for store in stores:
+        path = store.path
+        if (store.kind != 'backup' or not Backup(path).has_marker() or
                 basename(path).startswith(DELETING)):
             raise UsageError(f'no good backup: {path} (expected its dated directory)')
-    for path in paths:
+    for path in [store.path for store in stores]:
         file = join(path, PROTECTED)
         if is_there(file) != protecting:
             if protecting:

@@ -194,7 +194,9 @@ class WhichOnes(ListCase):
     def test_a_config_chooses_as_in_a_run_and_the_directory_of_a_vm_may_be_given(self):
         for vm in ('web', 'web2', 'db'):
             self.backup(vm, 1)
-        self.assertEqual({'web': 1}, self.names(self.document(0, self.backups + '/web/')))
+        for words in ([], ['vm=web']):
+            self.assertEqual({'web': 1}, self.names(
+                self.document(0, self.backups + '/web/', *words)))
         config = self.config('vm-export=web.*', 'exclude=web2', 'backup_dir_pattern=x-%Y%m%d%H%M%S')
         self.assertEqual({'web': 1}, self.names(self.document(0, config)))
         self.assertEqual({'web': 1}, self.names(self.document(0, config, 'vm=web.*')))
@@ -231,8 +233,7 @@ class WhichOnes(ListCase):
                 ((self.backups, 'json=xml'), 'invalid value: json= (invalid, allowed: yes, no'),
                 ((self.backups, 'vm'), 'unknown option: vm'),
                 ((self.backups, 'backups=all'), 'unknown option: backups= (see'),
-                ((path,), 'does not apply to a single VM or backup'),
-                ((self.backups + '/web', 'vm=web'), 'does not apply to a single VM or backup'),
+                ((path,), "expected a config-file, a backup_dir, or a VM's directory"),
                 (('/nosuch',), 'no such file or directory: /nosuch'),
                 ((path + '/web.xva',), 'not a config file'),
                 ((self.directory,), 'holds no backup at all -> ' + self.directory),
