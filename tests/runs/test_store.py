@@ -510,7 +510,7 @@ class Locks(StoreCase):
                         'fcntl.flock', side_effect=OSError(errno.ENOLCK, 'No locks')))
                 waiting, order = threading.Event(), []
                 stack.enter_context(unittest.mock.patch.object(
-                    VmBackup.Signals.current, 'check', waiting.set))
+                    VmBackup, 'check_signals', waiting.set))
                 with stores[0].locked('db', 0):
                     def wait():
                         with stores[1].locked('db. .', 0):
