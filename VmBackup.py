@@ -1716,8 +1716,8 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
 
         def converse() -> None:
             # In a thread of its own, as a child may say much before it reads on.
-            listening = Thread(target=lambda: said.extend(map(Popen.communicate, children)),
-                               daemon=True)
+            listening = Thread(daemon=True, target=lambda: said.extend(
+                each.communicate() for each in children))
             listening.start()
             try:
                 if fed:
