@@ -1757,8 +1757,8 @@ def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
         listener.join(LAST_WORDS)
     status = child.returncode
     if status:
-        how = f'exit status {status}' if status > 0 else f'ended by signal {-status}'
-        raise CommandFailed(f'{how}: {" / ".join(last_words)}'.rstrip(': '), str(status))
+        raise CommandFailed(f'exit status {status}: {" / ".join(last_words)}'.rstrip(': '),
+                            str(status))
 
 
 def packing_command(compression: Compression, undo: bool = False) -> Texts:
@@ -5603,7 +5603,7 @@ def greeting(sender: str, host: str) -> str:
     """Return a name for EHLO that has a dot and is not localhost, or an address. No name server is
     asked, as smtplib would (RFC 5321, 2.3.5, 4.1.4; Postfix: reject_non_fqdn_helo_hostname)."""
     domain = sender.partition('@')[2]
-    for name in host, '{}.{}'.format(host.partition('.')[0], domain), domain:
+    for name in host, f'{host.partition(".")[0]}.{domain}', domain:
         name = name.replace('_', '-')
         if match(r'(?!(.*\.)?local(host|domain))([A-Za-z0-9-]+\.)+[A-Za-z][A-Za-z0-9-]*$', name):
             return name

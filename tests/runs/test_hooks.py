@@ -18,7 +18,7 @@ case $1 in
 esac
 '''
 FAILURES = {'exit 1': 'exit status 1', 'exit 255': 'exit status 255',
-            'kill -9 $$': 'ended by signal 9'}
+            'kill -9 $$': 'exit status -9'}
 PHASES = ('job-init', 'job-start', 'backup-start', 'backup-end', 'job-end', 'log-end')
 STUBBORN = 'trap "" TERM; sleep 300 & echo child $!; : >stubborn; wait'
 UNTIL = 'until [ -e go-%s ]; do sleep 0.02; done; echo to the end'
@@ -293,7 +293,7 @@ class Failures(HookCase):
     def test_backup_start_fails_its_vm_and_no_other(self):
         done = self.ends_hooked(2, 'ERROR,S:1 W:0 E:1', 'vdi-export=web', 'vm-export=db',
                                 backup_start='[ "$VMBACKUP_VM" != web ] || kill -9 $$')
-        self.assertIn('ERROR vdi-export HOOK-FAIL web: hook backup-start failed: ended by signal 9',
+        self.assertIn('ERROR vdi-export HOOK-FAIL web: hook backup-start failed: exit status -9',
                       done.lines)
         self.assertIn('vdi-export,end,HOOK-FAIL web', self.status())
         self.assert_phases('job-init', 'job-start', 'backup-start web', 'backup-abort web',
