@@ -3482,12 +3482,6 @@ class Catalogue:
                     if match(r'\.restore-[0-9a-f]{32}\.json\Z', name)}
         return {}
 
-    def dumps(self) -> Dict[str, Texts]:
-        """Return paths of the pool database's dumps, by their directories. Raise OSError."""
-        return {f'{self.root}/{name}': dumps_in(f'{self.root}/{name}')
-                for name, is_directory in sorted(names_in(self.root).items())
-                if is_directory and name.upper().startswith(DUMPS)}
-
     def runs(self) -> Dict[str, LastRun]:
         """Return the last runs by the names of their records. Raise TargetError, OSError."""
         return {name[:-5]: parse_record(LastRun, load(f'{self.root}/{name}'))
@@ -6617,6 +6611,16 @@ def run_backup(line: CommandLine) -> int:
 LISTED = '{:16}  {:5}  {:10}  {:10}  {:7}  {:28}  {}'     # of a table of `list`
 
 
+def dumps_of(histories: Histories) -> Dict[str, Texts]:
+    """Return paths of the pool database's dumps, by their directories. Raise OSError."""
+    found = {}                 # type: Dict[str, Texts]
+    for path in sorted(history.directory for history in histories):
+        if basename(path).upper().startswith(DUMPS):
+            with allowing(ENOENT, ENOTDIR, ELOOP):     # a file or a link may be called so
+                found[path] = dumps_in(path)
+    return found
+
+
 class VerifyCommand(NamedTuple):
     """`verify`: proves backups of this program, or of 3.25, whole."""
     verifier: Verifier
@@ -6626,7 +6630,8 @@ class VerifyCommand(NamedTuple):
     def verify_vms(self, target: Store, dumps_too: bool) -> Plan:
         """Verify backups of the VMs that a config chooses of all there are; return the choice.
         Raise UsageError for a wrong one, TargetError, OSError."""
-        plan = select_histories(target.stocked(), target.config)
+        histories = target.stocked()
+        plan = select_histories(histories, target.config)
         log(*plan.messages)
         for text in plan.errors:
             raise UsageError(text)
@@ -6638,7 +6643,7 @@ class VerifyCommand(NamedTuple):
             for path in reversed(paths or [job.vm.ref]):
                 self.verify(path, self.prove_backup, job.vm.name)
         Console.current.thread.turn = ''
-        for paths in target.dumps().values() if dumps_too else ():
+        for paths in dumps_of(histories).values() if dumps_too else ():
             for path in paths[first:]:
                 self.verify(path, self.prove_file)
         return plan
@@ -6706,7 +6711,7 @@ def run_verify(line: CommandLine) -> int:
         command.verify(target.path, command.prove_backup,
                        target.backup(target.path).manifest.name)
     else:
-        plan = command.verify_vms(target, not line.only and target.kind != 'history')
+        plan = command.verify_vms(target, not line.only)
     tokens = [result['result'] for result in command.results] + ['WARNING'] * bool(plan.warnings)
     counts = tally(tokens, len(plan.failures))
     if not any(counts):
@@ -6784,7 +6789,6 @@ def run_list(line: CommandLine) -> int:
     target = open_target(line)
     if target.kind == 'backup':
         raise UsageError(f'expected a config-file, a backup_dir, or a VM\'s directory: {line.word}')
-    whole = not line.only and target.kind != 'history'
     histories = target.stocked()
     plan = select_histories(histories, target.config)
     log(*plan.messages, *plan.errors)
@@ -6793,12 +6797,12 @@ def run_list(line: CommandLine) -> int:
               for failure in plan.failures]
     vms = [document_of(*each) for each in sorted(found, key=lambda each: each[0])]
     dumps = [{'path': path, 'dumps': len(paths), 'newest': basename(paths[-1])}
-             for path, paths in (target.dumps() if whole else {}).items() if paths]
+             for path, paths in dumps_of(histories).items() if paths and not line.only]
     known = [each['path'] for each in vms + dumps]
     document = {
         'backup_dir': target.root, 'vms': vms, 'pool_dumps': dumps,
-        'foreign': sorted(history.directory for history in histories if whole and not (
-            history.holds_any() or history.refused or history.directory in known)),
+        'foreign': sorted(history.directory for history in histories if not (
+            line.only or history.holds_any() or history.refused or history.directory in known)),
         'messages': plan.messages + plan.errors, 'good': sum(vm['good'] for vm in vms),
         'size': sum(vm['size'] for vm in vms)}
     if not Console.current.tell(**document):
