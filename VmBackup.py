@@ -93,7 +93,7 @@ from subprocess import CompletedProcess, DEVNULL, PIPE, Popen, STDOUT, TimeoutEx
 from threading import Lock, RLock, Thread, get_ident
 from time import monotonic, sleep
 from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
-                    Set, Tuple)
+                    Tuple)
 from xml.parsers.expat import ExpatError, ParserCreate
 
 # What only some commands need, and what takes long to load (mail, HTTP, XML-RPC, XenAPI.py), is
@@ -237,7 +237,6 @@ Pieces = Iterator[bytes]       # of what a file holds, one after the other
 Warned = List[str]             # warnings, to which more may be added
 Size = Optional[int]           # bytes, None where nothing tells it
 Time = Optional[str]           # as iso() writes it, the same
-Context = Iterator[None]       # of a context manager
 
 # Codes of ours, beside xapi's: a command did not end in time; a transfer did not move; xapi was not
 # there, so that nothing was begun; it was not, or ended meanwhile; a disk is somebody else's.
@@ -251,7 +250,7 @@ class VmBackupError(Exception):
     """A sentence for the administrator; `code`, xapi's or ours, says to the program what it was."""
     token = 'BACKUP-FAIL'      # in the status log, if it ended a VM's backup
 
-    def __init__(self, text: str, code: str = '') -> None:
+    def __init__(self, text: str, code: str = ''):
         super().__init__(text)
         self.code = code
 
@@ -282,7 +281,7 @@ class Damaged(VmBackupError):
 
 class BackupFailed(VmBackupError):
     """One VM's backup failed, with a word of its own in the status log."""
-    def __init__(self, token: str, text: str, code: str = '') -> None:
+    def __init__(self, token: str, text: str, code: str = ''):
         super().__init__(text, code)
         self.token = token
 
@@ -291,7 +290,7 @@ class Interrupted(BaseException):
     """A signal asked us to end; not an Exception, so that no VM's failure handler takes it."""
     token = 'INTERRUPTED'
 
-    def __init__(self, signum: int, remark: str = '') -> None:
+    def __init__(self, signum: int, remark: str = ''):
         super().__init__(f'ended by signal {signum}{remark}')
         self.signum = signum
 
@@ -318,18 +317,18 @@ class Tally(NamedTuple):
     errors: int
     skipped: int
 
-    def __str__(self) -> str:
+    def __str__(self):
         return 'S:{} W:{} E:{}'.format(*self)
 
 
-def tally(tokens: Texts, further_errors: int = 0) -> Tally:
+def tally(tokens: Texts, further_errors: int = 0):
     """Count outcomes by their tokens; `further_errors` are those that belong to no VM."""
     good, warned, skipped = map(tokens.count, ('SUCCESS', 'WARNING', 'SKIPPED'))
     bad = len(tokens) - good - warned - skipped
     return Tally(good, warned, bad + further_errors, skipped)
 
 
-def token_of(error: BaseException) -> str:
+def token_of(error: BaseException):
     """Return the word in the status log for what ended a VM's backup."""
     usual = 'BACKUP-FAIL' if isinstance(error, OSError) else 'INTERNAL-ERROR'
     return getattr(error, 'token', usual)
@@ -348,7 +347,7 @@ ERROR = Verdict(2, 'ERROR', '**ERRORS DETECTED**')
 SKIPPED = Verdict(0, 'SKIPPED', 'Skipped')
 
 
-def verdict_of(errors: Any, warnings: Any) -> Verdict:
+def verdict_of(errors: Any, warnings: Any):
     """Return the result, by whether there are any of these."""
     if errors:
         return ERROR
@@ -374,12 +373,12 @@ IMAGES = tuple(form + each.ending for form in ('.xva', '.raw', '.vhd')
                for each in COMPRESSIONS.values())      # endings of archives and images
 
 
-def compression_of(name: str) -> Compression:
+def compression_of(name: str):
     """Return the compression that a file's name tells."""
     return next(each for each in COMPRESSIONS.values() if name.endswith(each.ending))
 
 
-def plain_name(name: str) -> str:
+def plain_name(name: str):
     """Return a file's name without the ending of its compression."""
     return name[:len(name) - len(compression_of(name).ending)]
 
@@ -410,17 +409,17 @@ QUOTES = {'filename': '"', 'new-name-label': '"', 'name-label': '"', 'file-name'
 ACTS_WITHIN = {'"': f'["$`\\\\!]|{HIDDEN.pattern}', "'": f"'|{HIDDEN.pattern}"}
 
 
-def now() -> datetime:
+def now():
     """Return the local time without a zone, as directory names and logs carry it."""
     return datetime.now()
 
 
-def iso(moment: datetime) -> str:
+def iso(moment: datetime):
     """Return a local time as ISO 8601 with its offset: 2026-03-01T00:10:01+01:00."""
     return moment.astimezone().isoformat(timespec='seconds')
 
 
-def seconds_of(text: str) -> float:
+def seconds_of(text: str):
     """Return the seconds since 1970 of a time that iso() wrote after that. Raise ValueError."""
     if not match(r'(19[7-9]|[2-8]\d\d)\d[-\d]{6}T[:\d]{8}[+-]\d\d:\d\d\Z', text, re.ASCII):
         raise ValueError('no time')
@@ -428,7 +427,7 @@ def seconds_of(text: str) -> float:
     return datetime.strptime(text[:22] + text[23:], '%Y-%m-%dT%H:%M:%S%z').timestamp()
 
 
-def human_size(size: float) -> str:
+def human_size(size: float):
     """Return bytes for a person: 1.5 GiB."""
     if size < 1024:
         return f'{size:.0f} bytes'
@@ -439,12 +438,12 @@ def human_size(size: float) -> str:
     return f'{size:.1f} {unit}'
 
 
-def utc(seconds: int) -> str:
+def utc(seconds: int):
     """Return the time so many seconds from now, as xapi writes times."""
     return f'{now().astimezone(timezone.utc) + timedelta(seconds=seconds):%Y%m%dT%H:%M:%SZ}'
 
 
-def seconds_ahead(text: str) -> int:
+def seconds_ahead(text: str):
     """Return the seconds that a clock is ahead which says 20260301T00:10:01Z."""
     there = datetime.strptime(text + '+0000', '%Y%m%dT%H:%M:%SZ%z')
     ahead = int((there - now().astimezone()).total_seconds())
@@ -453,45 +452,45 @@ def seconds_ahead(text: str) -> int:
     return ahead
 
 
-def stopwatch() -> Callable[[], float]:
+def stopwatch():
     """Return a function that returns the seconds since now, whatever becomes of the clock."""
     begun = monotonic()
     return lambda: monotonic() - begun
 
 
-def this_host() -> str:
+def this_host():
     """Return the name of this host."""
     return os.uname().nodename
 
 
-def encoded(text: str) -> bytes:
+def encoded(text: str):
     """Return the UTF-8 bytes of text or of a path, whatever the locale."""
     return text.encode('utf-8', 'surrogateescape')
 
 
-def native(text: str) -> str:
+def native(text: str):
     """Return the path that the os module turns into the UTF-8 bytes of a text."""
     return os.fsdecode(encoded(text))
 
 
-def portable(path: str) -> str:
+def portable(path: str):
     """Return a path as text that is the same in every locale; `native` turns it back."""
     return encoded(path).decode('utf-8', 'surrogateescape')
 
 
-def printable(text: str) -> str:
+def printable(text: str):
     """Return text for one line: what is HIDDEN in it becomes escapes."""
-    def escaped(found: Any) -> str:
+    def escaped(found: Any):
         return found.group().encode('unicode_escape').decode('ascii')
     return HIDDEN.sub(escaped, portable(LONE.sub(escaped, text)))
 
 
-def as_json(value: Any) -> str:
+def as_json(value: Any):
     """Return a value as JSON, of ASCII that a terminal shows."""
     return json.dumps(value, indent=1).replace('\x7f', '\\u007f') + '\n'
 
 
-def as_number(text: str) -> int:
+def as_number(text: str):
     """Return a number in JSON. Raise ValueError for what int() works on for hours, and for
     Infinity and fractions, which we never write."""
     if len(text) > LONGEST_NUMBER:
@@ -502,7 +501,7 @@ def as_number(text: str) -> int:
 DECODER = json.JSONDecoder(parse_int=as_number, parse_float=as_number, parse_constant=as_number)
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes):
     """Return what JSON on a share holds. Raise ValueError for none, or more than we ever write."""
     values = sum(map(data.count, (b',', b'[', b'{')))
     if len(data) > LONGEST_RECORD or values > MOST_VALUES:
@@ -516,13 +515,13 @@ def parse_json(data: bytes) -> Any:
     return value
 
 
-def abbreviate(texts: Texts) -> str:
+def abbreviate(texts: Texts):
     """Return the first of these texts, and how many more there are."""
     more = len(texts) - MOST_NAMES
     return ', '.join(texts[:MOST_NAMES]) + (f' and {more} more' if more > 0 else '')
 
 
-def cut(text: str, columns: int) -> str:
+def cut(text: str, columns: int):
     """Return as much of a text as a terminal shows in so many columns, or less."""
     for index, letter in enumerate(text):
         columns -= 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
@@ -531,7 +530,7 @@ def cut(text: str, columns: int) -> str:
     return text
 
 
-def shell_word(text: str) -> str:
+def shell_word(text: str):
     """Return text as one word for bash, which can be shown and pasted whatever is in it."""
     text = portable(text)
     if not HIDDEN.search(text):
@@ -541,7 +540,7 @@ def shell_word(text: str) -> str:
     return "$'" + escaped.decode('ascii') + "'"
 
 
-def quoted(argv: Texts) -> str:
+def quoted(argv: Texts):
     """Return a command as a line for a shell, in 3.25's style where that is safe."""
     words = []
     for text in map(portable, argv):
@@ -562,7 +561,7 @@ class Console:
     quiet = False              # of the log only what is wrong, and how all ended
     lost = 0                   # why, if what was printed is: a pipe is closed, a disk is full
 
-    def __init__(self, output: Any, errors: Any = None) -> None:
+    def __init__(self, output: Any, errors: Any = None):
         self.output = self.stream = output     # unbuffered; None if it is closed
         self.errors = errors   # the same
         self.document = {}     # type: Record  # what --json prints in the end
@@ -572,7 +571,7 @@ class Console:
         self.lock = RLock()
         self.thread = threading.local()        # `begin` of its lines; `turn`: of what it shows
 
-    def log(self, *lines: str, loud: bool = False) -> None:
+    def log(self, *lines: str, loud: bool = False):
         """Print lines with 3.25's time stamp, loud ones also where it is to be quiet. A closed or
         full output is not an error."""
         begin = getattr(self.thread, 'begin', '')
@@ -586,25 +585,25 @@ class Console:
                 if loud or not self.quiet or LOUD.match(text):
                     self.draw(line + '\n')
 
-    def tell(self, **more: Any) -> bool:
+    def tell(self, **more: Any):
         """Take something into the document; return whether there is to be one."""
         if self.document:
             self.document.update(more)
         return bool(self.document)
 
-    def sort(self, line: str) -> None:
+    def sort(self, line: str):
         """Take a line into the document, if it is an error, warning or note."""
         for level, text in LEVEL.findall(line) if self.document else ():
             self.document[level.lower() + 's'].append(text)
 
-    def show(self, text: str) -> None:
+    def show(self, text: str):
         """Show how far this thread is, until its next line; on a terminal."""
         with self.lock:
             if self.terminal:
                 self.passing[get_ident()] = printable(getattr(self.thread, 'turn', '') + text)
                 self.draw('')
 
-    def end(self, *lines: str) -> None:
+    def end(self, *lines: str):
         """Leave nothing below the log, of which these are the last lines."""
         with self.lock:
             self.terminal = False
@@ -612,7 +611,7 @@ class Console:
             self.draw('')
         self.log(*lines)
 
-    def draw(self, text: str) -> None:
+    def draw(self, text: str):
         """Print text, and below it how far the threads are, each in its part of one line."""
         clear, self.shown = '\r\x1b[K' if self.shown else '', ''
         if self.passing:
@@ -622,14 +621,14 @@ class Console:
             self.shown = ' '.join(cut(each, width) for each in self.passing.values())
         self.put(self.stream, clear + text + self.shown)
 
-    def write(self, text: str) -> None:
+    def write(self, text: str):
         """Print text as it is on standard output, whole if there is time (see Signals.watch), and
         nothing below it."""
         self.end()
         with self.lock:
             self.put(self.output, text)
 
-    def put(self, stream: Any, text: str) -> None:
+    def put(self, stream: Any, text: str):
         """Print text where the cursor stands."""
         data = encoded(text)
         try:
@@ -642,7 +641,7 @@ class Console:
 Console.current = Console(None)
 
 
-def log(*lines: str, loud: bool = False) -> None:
+def log(*lines: str, loud: bool = False):
     """Print lines with 3.25's time stamp, to be mailed too."""
     Console.current.log(*lines, loud=loud)
 
@@ -669,11 +668,11 @@ class Rule(NamedTuple):
     word: str                  # the tag or uuid, else the pattern of names
     keep: Optional[int] = None     # the N: how many backups to keep
 
-    def __str__(self) -> str:
+    def __str__(self):
         return f'{self.method}={self.text}'
 
 
-def parse_rule(method: str, text: str, where: str) -> Rule:
+def parse_rule(method: str, text: str, where: str):
     """Divide NAME:N at the last colon where digits follow; the N of tag:N and uuid:N is none."""
     kind, word, keep = 'name', text, None
     found = match(r'(tag|uuid):\s*(\S.*)\Z', text, DOTALL)
@@ -686,7 +685,7 @@ def parse_rule(method: str, text: str, where: str) -> Rule:
     return Rule(method, text, where, kind, word.lower() if kind == 'uuid' else word, keep)
 
 
-def unquoted(text: str, marks: str = '#') -> Pair:
+def unquoted(text: str, marks: str = '#'):
     """Return a text without quotes around it, or what is before a :N, and without a comment, and
     what these were. A mark behind a blank begins a comment. Raise ValueError for a lone quote."""
     found = match(r'''\s*(["'])((?:(?!\1).)*)\1(:\d+|)\s*([#;].*|)\Z''', text)
@@ -699,7 +698,7 @@ def unquoted(text: str, marks: str = '#') -> Pair:
     return value, text[start:].strip()
 
 
-def nearest(word: str, known: Iterable[str], remark: str = ', perhaps {}') -> str:
+def nearest(word: str, known: Iterable[str], remark: str = ', perhaps {}'):
     """Return a remark on what a mistyped word may stand for, '' where nothing is like enough."""
     import difflib
     word = word.lower().lstrip('-')
@@ -719,31 +718,31 @@ class CommandLine(NamedTuple):
     wrong: List[UsageError] = []       # what cannot be understood, the first of which is told
 
     @property
-    def word(self) -> str:
+    def word(self):
         """Return the first of them, '' without any."""
         return ''.join(self.words[:1])
 
     @property
-    def path(self) -> str:
+    def path(self):
         """Return that as a path."""
         return native(self.word)
 
 
-def fitting(text: str, pattern: str, expected: str) -> str:
+def fitting(text: str, pattern: str, expected: str):
     """Return a text that matches a pattern as it is."""
     if not match(f'({pattern})\\Z', text):
         raise ValueError(f'invalid (expected {expected})')
     return text
 
 
-def devices(text: str) -> str:
+def devices(text: str):
     """Return the word boot or all, or devices separated by commas: xvda,xvdc."""
     device = '(xvd|hd|sd)[a-z]+'
     return fitting(sub(r'\s*,\s*', ',', text.lower()), f'boot|all|{device}(,{device})*',
                    'boot, all, or devices such as xvda,xvdc')
 
 
-def absolute(text: str) -> str:
+def absolute(text: str):
     """Return a path; a relative one is taken from the current directory, as 3.25."""
     path = text and abspath(native(text))
     if not path or search('[\x00-\x1f\x7f]', text + path):
@@ -751,7 +750,7 @@ def absolute(text: str) -> str:
     return path
 
 
-def directory_pattern(text: str) -> str:
+def directory_pattern(text: str):
     """Return a name for dated directories: each of %Y %m %d %H %M %S once, and no slash."""
     if (sorted(findall('%(.?)', text)) != sorted('YmdHMS') or
             search('^[.]|[/\x00-\x1f\x7f]', text) or len(encoded(text)) > 200):
@@ -760,7 +759,7 @@ def directory_pattern(text: str) -> str:
     return native(text)
 
 
-def address(text: str) -> str:
+def address(text: str):
     """Return a mail address as it is."""
     part = r'[^\s\x00-\x1f\x7f<>()"\[\]\\:;@,]+'
     return fitting(text, f'{part}(@{part})?', 'name@host')
@@ -773,11 +772,11 @@ class Key(NamedTuple):
     allowed: str               # '1 to 64': numbers; 'yes, no': words in any case; '': any text
     meaning: str = ''
 
-    def hint(self) -> str:
+    def hint(self):
         """Return what is allowed, as the end of an error."""
         return f', allowed: {self.allowed}' if self.allowed else ''
 
-    def parse(self, text: str) -> Any:
+    def parse(self, text: str):
         """Return what a text means. Raise ValueError with a word for what is wrong."""
         if not text and self.name in MAY_BE_EMPTY:
             return ''
@@ -831,12 +830,12 @@ class Config(NamedTuple):
     errors: Strings            # of keys whose values cannot be used: a preview can still go on
     notes: Texts               # what may be meant otherwise
 
-    def asks_for(self, name: str) -> bool:
+    def asks_for(self, name: str):
         """Return whether a config file or the command line decides on a key."""
         return bool(self.path) or self.given[name][1] != 'default'
 
 
-def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()) -> Config:
+def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()):
     """Read `key=value` lines, over which the command line wins. Raise ConfigError."""
     values, errors = {}, {}    # type: Dict[str, Any], Dict[str, str]
     given = {key.name: (key.default, 'default') for key in KEYS}
@@ -890,7 +889,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                   tuple(notes))
 
 
-def read_config(line: CommandLine) -> Config:
+def read_config(line: CommandLine):
     """Read the config file of a command line, or the defaults for none; log where from. Raise
     ConfigError."""
     path = line.path
@@ -912,7 +911,7 @@ def read_config(line: CommandLine) -> Config:
     return config
 
 
-def config_of(line: CommandLine) -> Config:
+def config_of(line: CommandLine):
     """Read the config of a run, or have the defaults with vm-selectors. Raise VmBackupError."""
     rules = []                 # type: List[Rule]
     for word in line.words:
@@ -930,14 +929,14 @@ def config_of(line: CommandLine) -> Config:
     return config._replace(rules=(*rules, *config.rules))
 
 
-def refuse_unexpected(config: Config) -> None:
+def refuse_unexpected(config: Config):
     """Log the lines of a config that are not understood; raise ConfigError if there are any."""
     log(*config.unexpected)
     if config.unexpected:
         raise ConfigError('in config_load, consider ignore_extra_keys=true for unexpected keys')
 
 
-def selector(word: str) -> Rule:
+def selector(word: str):
     """Return the rule of a vm-selector: NAME or REGEX, vm-export=... or vdi-export=..."""
     method, equals, text = word.partition('=')
     if not equals or method.lower() not in EXPORTS:
@@ -945,12 +944,12 @@ def selector(word: str) -> Rule:
     return parse_rule(method.lower(), text, 'command line')
 
 
-def names_file(word: str) -> bool:
+def names_file(word: str):
     """Return whether a word names a file or directory."""
     return exists(native(word))
 
 
-def read_file(path: str, limit: int) -> bytes:
+def read_file(path: str, limit: int):
     """Return what a file holds, so many bytes at most. Raise OSError, for a pipe and such too."""
     with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | O_NONBLOCK)) as file:
         if not S_ISREG(fstat(file.fileno()).st_mode):
@@ -958,13 +957,13 @@ def read_file(path: str, limit: int) -> bytes:
         return file.read(limit)
 
 
-def deepest(points: Iterable[str], path: str) -> str:
+def deepest(points: Iterable[str], path: str):
     """Return the longest of some directories that a path lies in, or ''."""
     return max((point for point in points
                 if (path + '/').startswith(join(point, ''))), key=len, default='')
 
 
-def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> Strings:
+def mount_points(table: str = '/proc/self/mountinfo', column: int = 4):
     """Return where file systems are mounted, with their types, or with FSTAB and 1 where they
     should be (proc(5), fstab(5)); {} if that is not known. Blanks and such are octal escapes."""
     found = {}
@@ -977,13 +976,13 @@ def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> String
     return found
 
 
-def is_local(path: str) -> bool:
+def is_local(path: str):
     """Return whether a real path lies on a file system of this host alone, where modes bind."""
     points = mount_points()
     return points.get(deepest(points, path)) in LOCAL
 
 
-def way(path: str) -> Iterator[Tuple[str, int, int]]:
+def way(path: str):
     """Yield path, mode and owner of each thing on the way to a path, also by links. Raise
     OSError."""
     here, rest = '/', join('/proc/self/cwd', path).split('/')
@@ -1001,7 +1000,7 @@ def way(path: str) -> Iterator[Tuple[str, int, int]]:
     raise OSError(ELOOP, 'has too many links')
 
 
-def changeable(path: str, shares: bool = True) -> str:
+def changeable(path: str, shares: bool = True):
     """Return what others than root and this user may change, a file or on the way to it, and what
     to do; '' for nothing. Owners, modes and sticky bits count, not ACLs; on shares nothing does."""
     with suppress(OSError):                            # what is missing, nobody can change
@@ -1016,7 +1015,7 @@ def changeable(path: str, shares: bool = True) -> str:
     return ''
 
 
-def read_password_file(path: str, warn: Callable) -> str:
+def read_password_file(path: str, warn: Callable):
     """Read a password file, also of 3.25; warn when others may read it. Raise ConfigError."""
     try:
         text = read_file(path, 4097).strip()           # what is cut there is no base64
@@ -1036,7 +1035,7 @@ def read_password_file(path: str, warn: Callable) -> str:
     return password
 
 
-def password_of(line: CommandLine) -> Optional[str]:
+def password_of(line: CommandLine):
     """Return the password that a command line stands for, None for none. Raise ConfigError."""
     file, word = line.options.get('password_file', ''), line.password
     if line.options.get('password_stdin'):
@@ -1049,7 +1048,7 @@ def password_of(line: CommandLine) -> Optional[str]:
     return word
 
 
-def password_typed() -> str:
+def password_typed():
     """Return a password from standard input; a terminal does not show it. Raise ConfigError."""
     password = ''
     with suppress(EOFError, ValueError):               # nothing was typed; it is no text
@@ -1063,7 +1062,7 @@ def password_typed() -> str:
     return password
 
 
-def installation_uuid() -> str:
+def installation_uuid():
     """Return this host's uuid, as its installation wrote it (host-installer: backend.py), or ''."""
     with suppress(OSError), open(INVENTORY, encoding='utf-8', errors='replace') as stream:
         for uuid in findall("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), MULTILINE):
@@ -1100,12 +1099,12 @@ class Job(NamedTuple):
     shown: str                 # NAME or NAME:N as the lists print it
 
 
-def is_literal(pattern: str) -> bool:
+def is_literal(pattern: str):
     """Return whether a pattern is a plain name: letters, digits, blanks, - and _ only."""
     return bool(match(r'[\w -]+\Z', pattern))
 
 
-def regex_of(pattern: str) -> Any:
+def regex_of(pattern: str):
     """Return a compiled pattern, None if it is no regular expression, or tag: or uuid: alone."""
     try:
         return None if match(r'(tag|uuid):\s*\Z', pattern) else re.compile(pattern)
@@ -1113,25 +1112,25 @@ def regex_of(pattern: str) -> Any:
         return None
 
 
-def matches(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str):
     """Return whether a name equals a pattern, or that matches it."""
     regex = None if is_literal(pattern) else regex_of(pattern)     # the re module keeps 512
     return name == pattern or bool(regex and regex.match(name[:LONGEST_MATCHED]))
 
 
-def is_called(vm: Vm, rule: Rule) -> bool:
+def is_called(vm: Vm, rule: Rule):
     """Return whether a rule means a VM by its very name or uuid."""
     return rule.kind != 'tag' and rule.word in (vm.name, vm.uuid)
 
 
-def is_about(rule: Rule, vm: Vm) -> bool:
+def is_about(rule: Rule, vm: Vm):
     """Return whether a rule is about a VM, by what it compares."""
     if rule.kind == 'tag':
         return rule.word in vm.record.get('tags', ())
     return vm.uuid == rule.word if rule.kind == 'uuid' else matches(rule.word, vm.name)
 
 
-def chooses(rule: Rule, vm: Vm) -> bool:
+def chooses(rule: Rule, vm: Vm):
     """Return whether vm= chooses a VM, one of several of its name perhaps by its directory's. It
     has no number of backups behind it."""
     directory = vm.ref.rpartition('/')[2]
@@ -1143,7 +1142,7 @@ class Plan:
     """What a run will do, as its rules say one by one, and then `select`. Preview prints it, a run
     executes it. VMs are known by their references."""
     def __init__(self, rules: Sequence[Rule] = (), vms: Vms = (), former: Strings = {},
-                 saved: bool = False) -> None:
+                 saved: bool = False):
         self.rules = rules
         self.vms = vms
         self.former = former   # what became of the VMs that had these names
@@ -1191,25 +1190,25 @@ class Plan:
                 self.not_found(rule)
         self.excluded = list(dict.fromkeys(self.out.values()))
 
-    def is_concerned(self, method: str, rule: Rule) -> bool:
+    def is_concerned(self, method: str, rule: Rule):
         """Return whether a line of a method is about what another one means that is not there."""
         meant = Vm('', rule.word, rule.word, {'tags': [rule.word]})
         return any(other.method == method and other.text and other.kind == rule.kind
                    and is_about(other, meant) for other in self.rules)
 
-    def remark(self, level: str, text: str) -> None:
+    def remark(self, level: str, text: str):
         """Note a line for the log."""
         self.messages.append(f'***{level} - {text}')
         if level == 'WARNING':
             self.warnings.append(text)
 
-    def selected(self, rule: Rule) -> Vms:
+    def selected(self, rule: Rule):
         """Return the VMs that a rule is about; an empty vm-export= means every VM."""
         if not rule.text and rule.method != 'vm-export':
             return []
         return [vm for vm in self.vms if is_about(rule, vm)]
 
-    def hint(self, rule: Rule) -> str:
+    def hint(self, rule: Rule):
         """Return what to write instead of a line, or what became of its VM; '' if nothing helps."""
         if rule.method in EXPORTS and rule.word in self.former:
             return ': ' + self.former[rule.word]
@@ -1226,7 +1225,7 @@ class Plan:
                 return ': write ' + ' and, in a line of its own, '.join(map(str, lines)) + remark
         return ''
 
-    def not_found(self, rule: Rule) -> None:
+    def not_found(self, rule: Rule):
         """Tell of a rule that selects no VM; what is no regular expression ends all, as in 3.25."""
         by_name = rule.kind == 'name'
         hint = self.hint(rule)
@@ -1267,7 +1266,7 @@ class DiskChoice(NamedTuple):
     honour_nobak: bool = False
     wanted: str = 'all'        # boot, all, or devices separated by commas
 
-    def reason(self, vm: str, disk: Any) -> str:
+    def reason(self, vm: str, disk: Any):
         """Return why a Disk of a VM is left out, or '' (xen-orchestra: docs, Exclude disks)."""
         if self.honour_nobak and NOBAK in disk.name:
             return NOBAK
@@ -1279,7 +1278,7 @@ class DiskChoice(NamedTuple):
 
 
 def select(rules: Sequence[Rule], vms: Vms, max_backups: int, honour_nobak: bool = False,
-           former: Strings = {}, saved: bool = False) -> Plan:
+           former: Strings = {}, saved: bool = False):
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
     plan = Plan(rules, vms, former, saved)
     namesakes = Counter(vm.name for vm in vms)
@@ -1352,7 +1351,7 @@ PROTECTED = 'protected'        # why a backup is kept; the file in it that says 
 ONLY = 'disk '                 # another, with the device: no newer good backup has that disk
 
 
-def has_disk(held: DiskIds, disk: DiskId, disks: DiskIds) -> bool:
+def has_disk(held: DiskIds, disk: DiskId, disks: DiskIds):
     """Return whether a disk of a VM, which has these disks now, is among those that are held: by
     its uuid or by its device, unless that was another one's, as devices are exchanged."""
     others = {uuid for uuid, _ in disks if uuid} - {disk[0]}
@@ -1360,7 +1359,7 @@ def has_disk(held: DiskIds, disk: DiskId, disks: DiskIds) -> bool:
                for uuid, device in held)
 
 
-def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> List[List[str]]:
+def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()):
     """Return why each backup, oldest first, is kept; one without a reason may go.
 
     A rule keeps the newest sound backup of each of its periods, without regard to the other rules.
@@ -1391,7 +1390,7 @@ def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> Lis
     return found
 
 
-def policy_of(settings: Any, job: Job) -> Policy:
+def policy_of(settings: Any, job: Job):
     """Return how many backups of a VM each rule keeps."""
     return {'last': job.keep, **{name: getattr(settings, 'keep_' + name) for name in PERIODS}}
 
@@ -1432,7 +1431,7 @@ XE_CODES = {
     HAS_USB: 'VM_HAS_VUSBS|has VUSBs', IN_USE: 'in use'}       # the first that fits counts
 
 
-def send_signal(signum: int, *children: Popen) -> None:
+def send_signal(signum: int, *children: Popen):
     """Send a signal to children and what they started: VMBACKUP_XE may name a script with ssh."""
     for child in children:
         if child.returncode is None:
@@ -1441,12 +1440,12 @@ def send_signal(signum: int, *children: Popen) -> None:
 
 
 def bounded(what: str, function: Callable, *arguments: Any, watch: Optional[Callable] = None,
-            every: float = WATCH_EVERY, limit: float = 0) -> Any:
+            every: float = WATCH_EVERY, limit: float = 0):
     """Return the result of a function that may hang. Raise TargetError after `limit` seconds, or
     SHARE_TIMEOUT; with a `watch`, which is called `every` so many, only what that raises."""
     results, errors = [], []   # type: List[Any], List[Exception]
 
-    def work() -> None:
+    def work():
         try:
             results.append(function(*arguments))
         except Exception as error:                     # raised below, where it is awaited
@@ -1479,7 +1478,7 @@ class Watchdog:
     logged = 0.0               # seconds until its last line in the log
 
     def __init__(self, limit: float, size: Callable, verb: str, path: str,
-                 expected: int = 0, progress: Callable = dict) -> None:
+                 expected: int = 0, progress: Callable = dict):
         self.limit = limit         # seconds
         self.every = min(SHOW_EVERY if Console.current.terminal else LOOK_EVERY, limit / 4)
         self.size = size           # bytes so far
@@ -1489,7 +1488,7 @@ class Watchdog:
         self.progress = progress   # shares of what the tasks have to do
         self.seconds = self.standing = stopwatch()
 
-    def check(self) -> None:
+    def check(self):
         """Raise CommandFailed if nothing has moved for too long; TargetError, Interrupted."""
         check_signals()
         size = bounded('the share', self.size)
@@ -1504,7 +1503,7 @@ class Watchdog:
             raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
                                 f'with {human_size(size)} {self.verb}', STALLED)
 
-    def feed(self, stream: Any) -> None:
+    def feed(self, stream: Any):
         """Write all pieces, or until the child ends, and close the stream. Raise what they do."""
         with suppress(BrokenPipeError), stream, closing(self.pieces):
             for piece in map(memoryview, self.pieces):
@@ -1513,7 +1512,7 @@ class Watchdog:
                     piece = piece[sent:]
                     self.done += sent
 
-    def show(self, done: int, share: float) -> None:
+    def show(self, done: int, share: float):
         """Show that so many bytes are done, and that share of all, 0 if it is unknown."""
         seconds = self.seconds()
         done = done or int(share * self.expected)
@@ -1543,11 +1542,11 @@ class Signals:
     overdue = False            # it has come
     ended = False              # all is done: what is told of it is not cut
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.children = set()  # type: Set[Popen]   # those that a signal ends
 
     @contextmanager
-    def handled(self) -> Context:
+    def handled(self):
         """Handle the signals but for ignored ones (nohup); then ignore all, for the exit status."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
@@ -1567,7 +1566,7 @@ class Signals:
                 signal.signal(signum, SIG_IGN)
             self.kill_children()
 
-    def watch(self, pipe: int) -> None:
+    def watch(self, pipe: int):
         """Act on the first signal; cut the main thread at the deadline; then end all."""
         pthread_sigmask(SIG_UNBLOCK, SIGNALS)
         self.note(os.read(pipe, 1)[0])
@@ -1583,7 +1582,7 @@ class Signals:
         self.kill_children()
         os._exit(128 + self.received)
 
-    def wait(self, pipe: int) -> bool:
+    def wait(self, pipe: int):
         """Wait until the deadline; return True as soon as a further signal has come."""
         import select
         while self.since() < self.deadline:
@@ -1592,12 +1591,12 @@ class Signals:
                 return True
         return False
 
-    def kill_children(self) -> None:
+    def kill_children(self):
         """End all programs that still run, also one that a thread is just starting, for good."""
         self.starting.acquire(timeout=LAST_WORDS)      # so that none is started any more
         send_signal(SIGKILL, *self.running)
 
-    def note(self, signum: int) -> None:
+    def note(self, signum: int):
         """Act on a signal: end the exports; give a login and the pool their time, and else none."""
         self.since = stopwatch()
         self.received = self.received or signum
@@ -1605,19 +1604,19 @@ class Signals:
         if self.logging_in or self.children or not self.at_once:
             self.allow(LOGIN_GRACE if self.logging_in else SIGNAL_GRACE)
 
-    def allow(self, seconds: float) -> None:
+    def allow(self, seconds: float):
         """Give what is being finished after a signal at least so many seconds from now."""
         if self.received:
             self.deadline = max(self.deadline, self.since() + seconds)
 
-    def reason(self) -> Interrupted:
+    def reason(self):
         """Return what tells of the signal, and of what could not be finished."""
         return Interrupted(self.received, f' ({SIGNALS[self.received]})' + (
             ': what may be left in the pool has its record in backup_dir, for the next run'
             if self.overdue and not self.at_once else ''))
 
     @contextmanager
-    def ending(self, children: Sequence[Popen]) -> Context:
+    def ending(self, children: Sequence[Popen]):
         """Let a signal end these children; raise Interrupted once they have ended by one."""
         self.children.update(children)
         if self.received:
@@ -1633,20 +1632,20 @@ class Signals:
 Signals.current = Signals()        # those that this process handles
 
 
-def check_signals(finishing: bool = False) -> None:
+def check_signals(finishing: bool = False):
     """Raise Interrupted after a signal; if `finishing`, once there is no more time for that."""
     if Signals.current.overdue if finishing else Signals.current.received:
         raise Signals.current.reason()
 
 
-def end_program(number: int) -> None:
+def end_program(number: int):
     """End a process that is not our child."""
     with suppress(OSError):
         os.kill(number, SIGTERM)
 
 
 @contextmanager
-def started(argv: Texts, **how: Any) -> Iterator[Popen]:
+def started(argv: Texts, **how: Any):
     """Run a program in a session of its own; `how` is Popen's. End it afterwards if it still runs.
     Raise CommandFailed. Who reads its outputs closes them, or might read on from another file."""
     environ = {**os.environ, CHILD: str(getpid())}
@@ -1672,18 +1671,18 @@ def started(argv: Texts, **how: Any) -> Iterator[Popen]:
         Signals.running.discard(child)
 
 
-def decoded(output: bytes) -> str:
+def decoded(output: bytes):
     """Return what a program has written as text."""
     return output.decode('utf-8', 'replace').strip()
 
 
 def attend(children: Sequence[Popen], work: Callable, argv: Texts, timeout: float, cuttable: bool,
-           watchdog: Optional[Watchdog] = None) -> None:
+           watchdog: Optional[Watchdog] = None):
     """Do work that ends with the children, which if `cuttable` a signal ends. Raise CommandFailed
     if it takes over `timeout` seconds or, with a watchdog, stalls; Interrupted."""
     signals, waited = Signals.current if cuttable else Signals(), stopwatch()
 
-    def watch() -> None:
+    def watch():
         if signals.received and signals.since() > REAP_TIMEOUT:        # it was told to end already
             raise signals.reason()
         if watchdog:
@@ -1697,7 +1696,7 @@ def attend(children: Sequence[Popen], work: Callable, argv: Texts, timeout: floa
 
 
 def run(argv: Texts, timeout: float, cuttable: bool = False,
-        watchdog: Optional[Watchdog] = None, packer: Any = None) -> CompletedProcess:
+        watchdog: Optional[Watchdog] = None, packer: Any = None):
     """Run a program to its end, or if `cuttable` to a signal. A packer: a program that compresses
     its output, and the open file for that. Raise CommandFailed if one cannot be started, takes over
     `timeout` seconds or, with a watchdog, stalls, or the packer fails; and what feeding it met."""
@@ -1714,8 +1713,7 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
 
         said = []              # type: List[Tuple[bytes, bytes]]       # their outputs and errors
 
-        def converse() -> None:
-            # In a thread of its own, as a child may say much before it reads on.
+        def converse():    # in a thread of its own, as a child may say much before it reads on
             listening = Thread(daemon=True, target=lambda: said.extend(
                 each.communicate() for each in children))
             listening.start()
@@ -1739,12 +1737,12 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
 
 
 def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
-             cuttable: bool, tell: Callable) -> None:
+             cuttable: bool, tell: Callable):
     """Run a program. `tell` is called with each line, at once; if `cuttable`, a signal ends it;
     what it leaves goes on. Raise CommandFailed with its last words; code: its exit status."""
     last_words = deque(maxlen=4)       # type: deque
 
-    def listen() -> None:
+    def listen():
         with child.stdout as stream:
             for line in iter(lambda: stream.readline(LONGEST_LINE), b''):
                 last_words.append(line.decode('utf-8', 'replace').rstrip('\r\n'))
@@ -1761,7 +1759,7 @@ def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
                             str(status))
 
 
-def packing_command(compression: Compression, undo: bool = False) -> Texts:
+def packing_command(compression: Compression, undo: bool = False):
     """Return the command that packs its input, or unpacks it; raise CommandFailed for none."""
     import shutil
     for path in filter(None, map(shutil.which, compression.programs)):
@@ -1771,14 +1769,14 @@ def packing_command(compression: Compression, undo: bool = False) -> Texts:
 
 class Filter(ExitStack):
     """A program through which a file is read; raise CommandFailed if it cannot be started."""
-    def __init__(self, argv: Texts, handle: int) -> None:
+    def __init__(self, argv: Texts, handle: int):
         super().__init__()
         self.name = basename(argv[0])
         self.child = self.enter_context(started(argv, stdin=handle))
         self.enter_context(self.child.stdout)
         self.enter_context(self.child.stderr)
 
-    def readinto(self, view: memoryview) -> int:
+    def readinto(self, view: memoryview):
         """Read what is there, 0 bytes at the end. Raise Damaged for bad input, CommandFailed."""
         got = self.child.stdout.readinto(view)
         if not got and self.child.returncode is None:
@@ -1791,7 +1789,7 @@ class Filter(ExitStack):
         return got
 
 
-def be_gentle(idle: bool) -> None:
+def be_gentle(idle: bool):
     """Let all others have CPUs and disks first; if `idle`, do not even compete for the disks."""
     os.nice(19 if idle else 10)
     with suppress(CommandFailed):                      # the system has no I/O priorities
@@ -1800,16 +1798,16 @@ def be_gentle(idle: bool) -> None:
 
 class Xe:
     """The xe program; the log numbers the commands for one VM from 1."""
-    def __init__(self, numbered: bool = True) -> None:
+    def __init__(self, numbered: bool = True):
         self.program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
         self.numbers = itertools.count(1) if numbered else None
 
-    def tell(self, verb: str, **words: Any) -> str:
+    def tell(self, verb: str, **words: Any):
         """Issue a command; return its output as text. Raise CommandFailed."""
         return decoded(self.issue(verb, **words))
 
     def issue(self, verb: str, watchdog: Any = None, packer: Any = None, at: str = '',
-              asking: bool = False, **parameters: str) -> bytes:
+              asking: bool = False, **parameters: str):
         """Log and run a command, in which new_name becomes new-name; not logged if only `asking`.
         With a watchdog it transfers a file, the one `at` a path if given, with a packer or fed (see
         `run`), and a signal ends it. Return its output; raise CommandFailed with its last words. xe
@@ -1897,7 +1895,7 @@ Snapshots = Sequence[Snapshot]
 
 
 @contextmanager
-def unless_gone() -> Context:
+def unless_gone():
     """Allow calls about an object that may be gone from the pool by now."""
     try:
         yield
@@ -1906,7 +1904,7 @@ def unless_gone() -> Context:
             raise
 
 
-def device_name(device: str, number: str) -> str:
+def device_name(device: str, number: str):
     """Return the device of a VBD. One of a VM that never ran has only a number: 0 is xvda, 26 is
     xvdaa (xapi: device_number.ml, string_of_int26)."""
     if device or not match('[0-9]{1,7}\\Z', number):
@@ -1918,12 +1916,12 @@ def device_name(device: str, number: str) -> str:
     return 'xvd' + letters
 
 
-def labelled(record: Record) -> str:
+def labelled(record: Record):
     """Return the name and the uuid of an object."""
     return '{name_label} ({uuid})'.format_map(record)
 
 
-def free_space(sr: Record) -> str:
+def free_space(sr: Record):
     """Return how much of a storage repository is free."""
     size = int(sr['physical_size'])
     free = human_size(max(0, size - int(sr['physical_utilisation'])))
@@ -1932,11 +1930,11 @@ def free_space(sr: Record) -> str:
 
 class Answer(dict):
     """A record, or records by reference: what is not in it is no bug of ours."""
-    def __missing__(self, key: str) -> Any:
+    def __missing__(self, key: str):
         raise PoolError(f'XenAPI gave an unexpected answer: there is no {key}')
 
 
-def checked(method: str, answer: Any, is_record: bool = True) -> Answer:
+def checked(method: str, answer: Any, is_record: bool = True):
     """Return what a method answers: an object's record, which has a uuid, or something by
     reference. Raise PoolError for anything else."""
     if not isinstance(answer, dict) or is_record and 'uuid' not in answer:
@@ -1944,7 +1942,7 @@ def checked(method: str, answer: Any, is_record: bool = True) -> Answer:
     return Answer(answer)
 
 
-def kept(kind: str, record: Record) -> Record:
+def kept(kind: str, record: Record):
     """Return of a record what is kept; old pools have not all of it, such as VUSBs."""
     return Answer((field, record[field]) for field in FIELDS[kind].split() if field in record)
 
@@ -1953,7 +1951,7 @@ class Pool:
     """A logged-in session with the pool."""
     redirected = False         # this host is not the master
 
-    def __init__(self, url: str, password: Optional[str]) -> None:
+    def __init__(self, url: str, password: Optional[str]):
         """Log in as root at http://..., https://... or unix:/path. Raise PoolError."""
         self.patience = XAPI_PATIENCE      # seconds
         self.shown = sub('//.*@', '//', url)        # without a password
@@ -1985,7 +1983,7 @@ class Pool:
 
     @classmethod
     @contextmanager
-    def connect(cls, line: CommandLine) -> Iterator['Pool']:
+    def connect(cls, line: CommandLine):
         """Log in as a command line says, yield a Pool, log out. A pool member answers
         HOST_IS_SLAVE over TCP, with the master's address, before it looks at the password (xapi:
         xapi_session.ml); that then goes over TLS only. Raise PoolError, ConfigError."""
@@ -2018,7 +2016,7 @@ class Pool:
                 bounded('xapi', pool.guarded, 'session.logout')
             pool.session('close')()
 
-    def call(self, method: str, *arguments: Any) -> Any:
+    def call(self, method: str, *arguments: Any):
         """Return the result of a call, repeated while xapi is gone; XenAPI.py logs in again."""
         waited = stopwatch()
         for wait in itertools.chain((0, 1, 2), itertools.repeat(5)):
@@ -2037,7 +2035,7 @@ class Pool:
                     log(f'***NOTE - {error}: trying again')
             sleep(wait)
 
-    def guarded(self, method: str, *arguments: Any) -> Any:
+    def guarded(self, method: str, *arguments: Any):
         """Call; turn everything that XenAPI and its transport raise into a PoolError."""
         import http.client
         import socket
@@ -2064,25 +2062,25 @@ class Pool:
         what = 'login at ' + self.shown if method == 'login_with_password' else method
         raise PoolError(f'XenAPI {what} failed: {words[:LONGEST_LINE]}', code) from cause
 
-    def records(self, kind: str, method: str = 'get_all_records', *arguments: str) -> Records:
+    def records(self, kind: str, method: str = 'get_all_records', *arguments: str):
         """Return the records of a class, by reference. One call."""
         method = f'{kind}.{method}'
         found = checked(method, self.call(method, *arguments), is_record=False)
         return Answer((ref, checked(method, record)) for ref, record in found.items())
 
-    def record(self, kind: str, ref: str) -> Record:
+    def record(self, kind: str, ref: str):
         """Return an object's record, as it is now. One call."""
         method = kind + '.get_record'
         return checked(method, self.call(method, ref))
 
-    def where(self, kind: str, field: str, values: Iterable[str]) -> Records:
+    def where(self, kind: str, field: str, values: Iterable[str]):
         """Return the records with one of these values in a field (xapi: db_filter_parse.mly)."""
         if not values:
             return {}
         return self.records(kind, 'get_all_records_where', ' or '.join(
             f'field "{field}" = "{value}"' for value in values))
 
-    def table(self, kind: str) -> Records:
+    def table(self, kind: str):
         """Return all records of a class by reference, read once."""
         with self.lock:
             if kind not in self.tables:
@@ -2090,7 +2088,7 @@ class Pool:
                                            for ref, record in self.records(kind).items())
             return self.tables[kind]
 
-    def vms(self, marks: Texts = ()) -> Vms:
+    def vms(self, marks: Texts = ()):
         """Return the real VMs, but for those with a mark of the restores that go on. One call."""
         found = []
         for ref, record in self.records('VM').items():
@@ -2102,17 +2100,17 @@ class Pool:
                 found.append(Vm(ref, record['uuid'], record['name_label'], kept('VM', record)))
         return found
 
-    def reread(self, vm: Vm) -> Vm:
+    def reread(self, vm: Vm):
         """Return the VM as it is now, but for its name; raise BackupFailed if it is gone."""
         with unless_gone():
             return vm._replace(record=kept('VM', self.record('VM', vm.ref)))
         raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
 
-    def known(self, kind: str, ref: str, fresh: bool = False) -> Record:
+    def known(self, kind: str, ref: str, fresh: bool = False):
         """Return an object's record, as the table has it, unless it has to be fresh."""
         return not fresh and self.table(kind).get(ref) or self.record(kind, ref)
 
-    def disks(self, vm: Vm, fresh: bool = False) -> List[Disk]:
+    def disks(self, vm: Vm, fresh: bool = False):
         """Return a VM's disks by their devices, no CD drives; two calls for each that is fresh."""
         found = []
         for ref in vm.record['VBDs']:
@@ -2125,13 +2123,13 @@ class Pool:
                     self.field('SR', vdi['SR'], 'uuid')))
         return sorted(found, key=lambda disk: disk.vbd['userdevice'].zfill(9))
 
-    def vifs(self, vm: Vm) -> List[Record]:
+    def vifs(self, vm: Vm):
         """Return a VM's VIFs, in the order of their devices, with the names of their networks."""
         vifs = [self.known('VIF', ref) for ref in vm.record['VIFs']]
         return [{**vif, 'network_name_label': self.field('network', vif['network'])}
                 for vif in sorted(vifs, key=lambda vif: vif['device'].zfill(9))]
 
-    def snapshots(self, kind: str, values: Texts, field: str = 'snapshot_of') -> Snapshots:
+    def snapshots(self, kind: str, values: Texts, field: str = 'snapshot_of'):
         """Return snapshots of a kind, VM or VDI, with one of the values in a field. One call."""
         return [
             Snapshot(ref, record['uuid'], record['name_label'], record['snapshot_of'],
@@ -2141,14 +2139,14 @@ class Pool:
             for ref, record in self.where(kind, field, values).items() if record['is_a_snapshot']]
 
     @staticmethod
-    def waiting(what: str) -> Context:
+    def waiting(what: str):
         """Yield while xapi may be ending what nobody waits for; raise PoolError after a while."""
         for wait in SNAPSHOT_PAUSES + (0,):
             yield
             sleep(wait)
         raise PoolError(what)
 
-    def wait_for_snapshot(self, kind: str, ref: str) -> None:
+    def wait_for_snapshot(self, kind: str, ref: str):
         """Wait until no snapshot of an object is being made; raise PoolError after a while. xapi
         finishes a snapshot whose client is gone (xapi: xapi_cli.ml). While that waits for another
         operation, up to two hours, only a task tells of it (xapi: helpers.ml, retry)."""
@@ -2163,7 +2161,7 @@ class Pool:
             if not busy:
                 return
 
-    def await_exports(self, kind: str, ref: str) -> None:
+    def await_exports(self, kind: str, ref: str):
         """Wait for a VM snapshot's exports, which may be anybody's; a disk shows its own."""
         for _ in self.waiting('it is still being exported') if kind == 'VM' else ():
             with suppress(PoolError):                  # removing the snapshot will tell
@@ -2171,7 +2169,7 @@ class Pool:
                     continue
             return
 
-    def holds(self, owners: Records, disks: Iterable[str], mode: str, sure: bool) -> List[Any]:
+    def holds(self, owners: Records, disks: Iterable[str], mode: str, sure: bool):
         """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has; what
         uses each, or may do so; and if nothing does (''), whether a transfer has left it, as else
         it is a person's. Four calls where there is one, and two for each."""
@@ -2203,7 +2201,7 @@ class Pool:
             found.append((vbd, user, leaked))
         return found
 
-    def is_of_transfer(self, vbd: Record, mode: str, sure: bool) -> bool:
+    def is_of_transfer(self, vbd: Record, mode: str, sure: bool):
         """Return whether a VBD of dom0 is as a transfer makes it (xapi: attach_helpers.ml), in a
         mode (`sure`: nobody else can). It stays if xapi ends meanwhile, or storage keeps the disk.
         Up to xapi 26.15 it names its task; later it shows only, having no metrics, that it is from
@@ -2220,7 +2218,7 @@ class Pool:
                 f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z', vbd['device']))
         return list(vbd['other_config']) == ['task_id']
 
-    def progress(self, word: str, others: Iterable[str] = ()) -> Dict[str, float]:
+    def progress(self, word: str, others: Iterable[str] = ()):
         """Return which share of their work pending tasks have done, by reference, that carry a word
         in name or description: the uuid of a VM that is exported, `VDI import` (recorded from xapi
         25.33.2, 26.17.0); but for the others. None, where xapi does not tell."""
@@ -2230,7 +2228,7 @@ class Pool:
                     and word in task['name_label'] + task['name_description']}
         return {}
 
-    def is_gone(self, kind: str, uuid: str) -> bool:
+    def is_gone(self, kind: str, uuid: str):
         """Return whether the pool says that there is no such object."""
         try:
             self.call(kind + '.get_by_uuid', uuid)
@@ -2238,24 +2236,24 @@ class Pool:
             return error.code == 'UUID_INVALID'
         return False
 
-    def marked(self, mark: str) -> Marked:
+    def marked(self, mark: str):
         """Return the VMs, disks and networks that carry a restore's mark. Three calls."""
         return Marked(*(
             {ref: record for ref, record in self.records(kind).items()
              if record['other_config'].get(MARK) == mark
              or record['name_label'] == MARKED.format(mark)} for kind in ('VM', 'VDI', 'network')))
 
-    def field(self, kind: str, ref: str, name: str = 'name_label') -> str:
+    def field(self, kind: str, ref: str, name: str = 'name_label'):
         """Return a text of an object, usually its name, as the table has it, '' for none."""
         return self.table(kind).get(ref, {}).get(name, '')
 
-    def vm_words(self, vm: Vm) -> str:
+    def vm_words(self, vm: Vm):
         """Return what tells a VM from its namesakes: uuid, state and host."""
         record = vm.record
         host = self.field('host', record['resident_on'])
         return f'{vm.uuid} ({record["power_state"]}{host and ", on " + host})'
 
-    def sr_words(self, srs: Records) -> str:
+    def sr_words(self, srs: Records):
         """Return what tells storage repositories from each other: uuid, hosts and free space."""
         words, pbds = [], self.records('PBD').values()
         for ref, sr in srs.items():
@@ -2265,34 +2263,34 @@ class Pool:
                 sr['name_label'], sr['uuid'], abbreviate(hosts) or 'no host', free_space(sr)))
         return abbreviate(words)
 
-    def own_record(self) -> Record:
+    def own_record(self):
         """Return the pool's own record, as the table has it."""
         for record in self.table('pool').values():
             return record
         raise PoolError('XenAPI names no pool')
 
-    def uuid(self) -> str:
+    def uuid(self):
         """Return the uuid of the pool."""
         return self.own_record()['uuid']
 
-    def identity(self) -> Record:
+    def identity(self):
         """Return what a manifest tells of the pool: pool {name, uuid}, and the master's xapi."""
         pool = self.own_record()
         return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']},
                 'xapi': self.table('host')[pool['master']]['software_version'].get('xapi', '')}
 
-    def version(self) -> tuple:
+    def version(self):
         """Return the numbers in the version of the master's xapi, none if it is unknown."""
         return tuple(map(int, findall('[0-9]+', self.identity()['xapi'])))
 
     @functools.lru_cache()
-    def ahead(self) -> int:
+    def ahead(self):
         """Return the seconds that the master's clock is ahead of ours, if known. Asked once."""
         with suppress(PoolError, ValueError):
             return seconds_ahead(str(self.call('host.get_servertime', self.own_record()['master'])))
         return 0
 
-    def is_master(self) -> bool:
+    def is_master(self):
         """Return whether this host, or else the one that we logged in at, is the master. A member
         logs nobody in, and its unix socket leads to the master (xapi: xapi_session.ml,
         api_server.ml), so that the installation's uuid is compared."""
@@ -2333,10 +2331,9 @@ LACKS = {                  # of what, where a file cannot be written
     ENOSPC: 'no space left', EDQUOT: 'quota exceeded',
     EFBIG: 'file size limit (ulimit -f, or 4 GiB on FAT) reached'}
 LACKED = ['', -1e9]        # type: List[Any]       # what was lacking last, and when
-Sifted = Iterator[Tuple[str, bool, str]]   # path, is it a directory, is it ours, dropped, person
 
 
-def path_part(name: str) -> str:
+def path_part(name: str):
     """Return a VM name as a part of a path, that of no other: slashes and such are encoded as %2F,
     what looks so or, in front, as a directory of ours, too; one too long is cut, with a digest."""
     safe = label_part(name or '\0', '^[.]|(?<=^[.])[.]\\Z|^M(?=ETADATA_)|~(?=[0-9a-f]{8}\\Z)|'
@@ -2349,26 +2346,26 @@ def path_part(name: str) -> str:
     return native(safe)
 
 
-def twin_part(name: str, uuid: str) -> str:
+def twin_part(name: str, uuid: str):
     """Return that of a VM whose name another one has, or had: that of no VM by its name alone."""
     return sub('%7E(?=[0-9a-f]{8}\\Z)', '~', path_part(f'{name}~{uuid:.8}'))
 
 
-def folded(name: str) -> str:
+def folded(name: str):
     """Return a name without what some shares take for no difference: case (SMB, NTFS, APFS), how
     letters are composed (APFS, HFS+, ZFS), dots and blanks at the end (Windows servers)."""
     text = encoded(name).decode('utf-8', 'replace')
     return unicodedata.normalize('NFD', text.casefold()).rstrip('. ')
 
 
-def label_part(text: str, special: str = '[\x00-\x1f\x7f]') -> str:
+def label_part(text: str, special: str = '[\x00-\x1f\x7f]'):
     """Return text for a snapshot's label: xe would split an argument at a newline and drop a final
     carriage return (xapi: xapi_cli.ml, get_line), so control characters are percent-encoded."""
     return sub(special, lambda found: f'%{ord(found.group()):02X}', text)
 
 
 @contextmanager
-def naming(path: str) -> Context:
+def naming(path: str):
     """Have an OSError tell a path, where the system was given a handle."""
     try:
         yield
@@ -2378,7 +2375,7 @@ def naming(path: str) -> Context:
 
 
 @contextmanager
-def allowing(*numbers: int) -> Context:
+def allowing(*numbers: int):
     """Suppress an OSError of one of these numbers."""
     try:
         yield
@@ -2387,7 +2384,7 @@ def allowing(*numbers: int) -> Context:
             raise
 
 
-def step_down(handle: int, above: str, path: str, inside: bool = True) -> int:
+def step_down(handle: int, above: str, path: str, inside: bool = True):
     """Open a directory below an open one, which is closed: through no link, in its file system."""
     for part in filter(None, path[len(above):].split('/')):
         above = join(above, part)
@@ -2405,7 +2402,7 @@ def step_down(handle: int, above: str, path: str, inside: bool = True) -> int:
     return handle
 
 
-def open_directory(path: str) -> int:
+def open_directory(path: str):
     """Open a directory; links on its path are followed in this host's own file systems."""
     handle = os.open(path, O_DIRECTORY)
     # There was no link, but in /proc.
@@ -2422,7 +2419,7 @@ def open_directory(path: str) -> int:
 
 
 @contextmanager
-def folder(path: str) -> Iterator[int]:
+def folder(path: str):
     """Yield a handle of a directory. Below ROOTS no part of its path may be a link, or lie on
     another file system; of one held open, what has its path now does not count. Raise OSError."""
     with HOLDING:
@@ -2441,7 +2438,7 @@ def folder(path: str) -> Iterator[int]:
 
 
 @contextmanager
-def place(path: str) -> Iterator[Tuple[str, int]]:
+def place(path: str):
     """Yield the name of a file and a handle of its directory (see `folder`). Raise OSError."""
     directory, name = split(path)
     with folder(directory) as handle, naming(path):
@@ -2449,14 +2446,14 @@ def place(path: str) -> Iterator[Tuple[str, int]]:
 
 
 @contextmanager
-def handed(path: str) -> Iterator[str]:
+def handed(path: str):
     """Yield a path for a program that makes a file, through our handle (Linux: proc(5), fd)."""
     with place(path) as (name, handle):
         yield f'/proc/{getpid()}/fd/{handle}/{name}'
 
 
 @contextmanager
-def hold(path: str) -> Context:
+def hold(path: str):
     """Hold a directory open: what is done below its path meanwhile is done in it. Raise OSError."""
     with folder(path) as handle:
         with HOLDING:
@@ -2470,20 +2467,20 @@ def hold(path: str) -> Context:
                     del HELD[path]
 
 
-def check_held(path: str) -> None:
+def check_held(path: str):
     """Raise TargetError if a path, or that above, is not what is held open any more; OSError."""
     for each in (dirname(path), path):
         if each in HELD and not samestat(status_of(each), fstat(HELD[each][0])):
             raise TargetError(f'{each} was replaced by another directory meanwhile')
 
 
-def status_of(path: str) -> os.stat_result:
+def status_of(path: str):
     """Return what lstat(2) tells. Raise OSError."""
     with place(path) as (name, directory):
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
-def is_there(path: str) -> bool:
+def is_there(path: str):
     """Tell whether there is a file. Raise OSError, as a share in trouble proves nothing."""
     with suppress(FileNotFoundError):
         status_of(path)
@@ -2491,7 +2488,7 @@ def is_there(path: str) -> bool:
     return False
 
 
-def names_in(path: str) -> Dict[str, bool]:
+def names_in(path: str):
     """Return the names in a directory, and if each is a directory and no link. Raise OSError."""
     if path.count('/') > 100:                          # we make three below backup_dir
         raise OSError(ELOOP, 'lies too deep in other directories', path)
@@ -2500,7 +2497,7 @@ def names_in(path: str) -> Dict[str, bool]:
         return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
 
 
-def is_dropped(path: str) -> bool:
+def is_dropped(path: str):
     """Tell whether a NAS or such dropped that; ._NAME has to be an AppleDouble file, or empty."""
     if not basename(path).startswith('._'):
         return bool(DROPPED.search(basename(path)))
@@ -2513,7 +2510,7 @@ def is_dropped(path: str) -> bool:
         return False
 
 
-def sift(path: str, is_ours: Callable, part: str = '') -> Sifted:
+def sift(path: str, is_ours: Callable, part: str = ''):
     """Yield what is in a directory; 'ours' is told by the path from there. Archives and images come
     first, what is in a directory of ours before it; one with something of a person in it counts for
     nothing itself, and nobody looks into others. Raise OSError."""
@@ -2532,7 +2529,7 @@ def sift(path: str, is_ours: Callable, part: str = '') -> Sifted:
             yield each, found[name], whose
 
 
-def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 1) -> int:
+def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 1):
     """Open a file, or make it if the flags say so and it is missing. Raise OSError for a link, a
     file with more names (it may be anybody's), a pipe, a device: those are not even opened."""
     with place(path) as (name, directory):
@@ -2556,23 +2553,23 @@ def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 
             os.close(handle)
 
 
-def create(path: str) -> Any:
+def create(path: str):
     """Make a file that only its owner may read; return it, open to be written. Raise OSError."""
     return open(open_file(path, O_WRONLY | O_CREAT | O_EXCL), 'wb')
 
 
-def reading(path: str) -> Any:
+def reading(path: str):
     """Return a file, open to be read without a buffer. Raise OSError."""
     return open(open_file(path), 'rb', buffering=0)
 
 
-def load(path: str, limit: int = LONGEST_RECORD, names: int = 1) -> bytes:
+def load(path: str, limit: int = LONGEST_RECORD, names: int = 1):
     """Return what a file on the share holds, so many bytes at most. Raise OSError."""
     with naming(path), open(open_file(path, names=names), 'rb') as stream:
         return stream.read(limit)
 
 
-def make_directory(path: str, mode: int = 0o700) -> bool:
+def make_directory(path: str, mode: int = 0o700):
     """Make a directory if it is missing, on stable storage, and return if so; none above it, as the
     share may be gone. Raise OSError."""
     with suppress(FileExistsError), place(path) as (name, directory):
@@ -2582,7 +2579,7 @@ def make_directory(path: str, mode: int = 0o700) -> bool:
     return False
 
 
-def rename(path: str, name: str) -> str:
+def rename(path: str, name: str):
     """Give a file or directory another name, on stable storage; return its path. Raise OSError."""
     with place(path) as (old, directory):
         os.rename(old, name, src_dir_fd=directory, dst_dir_fd=directory)
@@ -2590,13 +2587,13 @@ def rename(path: str, name: str) -> str:
     return join(dirname(path), name)
 
 
-def remove(path: str, is_directory: bool = False) -> None:
+def remove(path: str, is_directory: bool = False):
     """Delete a file, or an empty directory, if no other run has done so. Raise OSError."""
     with suppress(FileNotFoundError), place(path) as (name, directory):
         (os.rmdir if is_directory else os.unlink)(name, dir_fd=directory)
 
 
-def remove_all(path: str, is_directory: bool) -> None:
+def remove_all(path: str, is_directory: bool):
     """Delete a file, or a directory with all that is in it, through no link. Raise OSError."""
     with suppress(FileNotFoundError):                  # a NAS tidies up, too
         for name, is_one in names_in(path).items() if is_directory else ():
@@ -2604,13 +2601,13 @@ def remove_all(path: str, is_directory: bool) -> None:
     remove(path, is_directory)
 
 
-def room_in(path: str) -> Tuple[int, int]:
+def room_in(path: str):
     """Return the bytes of a directory's file system, and those that are free. Raise OSError."""
     found = os.statvfs(path)
     return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
 
-def reason_of(error: BaseException, need: str = '') -> str:
+def reason_of(error: BaseException, need: str = ''):
     """Return why something failed: where a file found no room, what is used up, and the `need`."""
     lack = LACKS.get(getattr(error, 'errno', 0))
     if lack and error.filename:
@@ -2624,7 +2621,7 @@ def reason_of(error: BaseException, need: str = '') -> str:
     return getattr(error, 'strerror', '') or str(error)
 
 
-def explain(error: BaseException, need: str = '') -> str:
+def explain(error: BaseException, need: str = ''):
     """Return the sentence for what ended something (see reason_of); log a bug's traceback."""
     if isinstance(error, OSError) and error.filename and error.errno not in LACKS:
         return f'cannot access {error.filename}: {reason_of(error)}'
@@ -2635,7 +2632,7 @@ def explain(error: BaseException, need: str = '') -> str:
     return reason_of(error, need)
 
 
-def try_growing(path: str, need: str) -> None:
+def try_growing(path: str, need: str):
     """Write more to a file, and remove it. Raise TargetError if that fails: a quota shows so."""
     try:
         with naming(path), open(open_file(
@@ -2651,7 +2648,7 @@ def try_growing(path: str, need: str) -> None:
 
 
 @contextmanager
-def blaming_room(path: str, need: str = '') -> Context:
+def blaming_room(path: str, need: str = ''):
     """Have what fails begin with why a file cannot be written, if so, as xe never tells of a full
     disk (recorded from xapi 25.6.0: ECONNRESET, EPIPE, VDI_IO_ERROR). The file is removed."""
     try:
@@ -2667,7 +2664,7 @@ def blaming_room(path: str, need: str = '') -> Context:
         raise
 
 
-def size_of(path: str) -> int:
+def size_of(path: str):
     """Return the bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
     with suppress(FileNotFoundError, NotADirectoryError):
         status = status_of(path)
@@ -2676,7 +2673,7 @@ def size_of(path: str) -> int:
     return 0
 
 
-def occupied(path: str) -> int:
+def occupied(path: str):
     """Return the bytes that a file, if it is there, takes on disk, where it may be sparse."""
     with suppress(FileNotFoundError):
         found = status_of(path)
@@ -2684,7 +2681,7 @@ def occupied(path: str) -> int:
     return 0
 
 
-def written(path: str) -> int:
+def written(path: str):
     """Return the bytes of a file that a command should have written; else raise CommandFailed."""
     size = size_of(path)
     if not size:
@@ -2692,13 +2689,13 @@ def written(path: str) -> int:
     return size
 
 
-def force(file: Any) -> None:
+def force(file: Any):
     """Force an open file, or a handle, onto stable storage, as far as its file system can."""
     with allowing(EINVAL, ENOTSUP, EROFS):             # it has no such call, or nothing to write
         os.fsync(file)
 
 
-def sync(path: str) -> None:
+def sync(path: str):
     """Force a file onto stable storage; the system need not keep it in memory. Raise OSError."""
     with naming(path), reading(path) as stream:
         force(stream)
@@ -2706,18 +2703,18 @@ def sync(path: str) -> None:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def sync_directory(path: str) -> None:
+def sync_directory(path: str):
     """Force a directory onto stable storage. Raise OSError."""
     with naming(path), folder(path) as handle:
         force(handle)
 
 
-def random_digits() -> str:
+def random_digits():
     """Return 32 hex digits that nobody can guess."""
     return os.urandom(16).hex()
 
 
-def write_whole(path: str, data: bytes) -> None:
+def write_whole(path: str, data: bytes):
     """Write a file for its owner, whole or not at all, onto stable storage. Raise OSError."""
     temporary = f'{path}.{random_digits()}{NEW}'       # others may write it now, too
     try:
@@ -2734,12 +2731,12 @@ def write_whole(path: str, data: bytes) -> None:
         raise
 
 
-def write_json(path: str, value: Any) -> None:
+def write_json(path: str, value: Any):
     """Write a value as JSON (see `write_whole`)."""
     write_whole(path, encoded(as_json(value)))
 
 
-def run_create_password_file(line: CommandLine) -> int:
+def run_create_password_file(line: CommandLine):
     """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
     path, password = line.path, line.password or password_typed()
     if exists(path) and not isfile(path):
@@ -2752,7 +2749,7 @@ def run_create_password_file(line: CommandLine) -> int:
     return SUCCESS.status
 
 
-def refuse_mounts(path: str) -> None:
+def refuse_mounts(path: str):
     """Raise TargetError if another file system is mounted somewhere in a directory."""
     real = realpath(path)
     for point in mount_points():
@@ -2760,13 +2757,13 @@ def refuse_mounts(path: str) -> None:
             raise TargetError(f'another file system is mounted at {point}')
 
 
-def dated(pattern: str, when: datetime) -> str:
+def dated(pattern: str, when: datetime):
     """Return the name that a pattern of directory_pattern's kind makes of a time."""
     # On 3.6 strftime takes ASCII under LANG=C.
     return sub('%[YmdHMS]', lambda found: when.strftime(found.group()), pattern)
 
 
-def process(number: str = 'self') -> str:
+def process(number: str = 'self'):
     """Return a process's number, of ours by default, and when it began, '' for none (proc(5))."""
     with suppress(OSError):
         number, _, more = decoded(read_file(f'/proc/{number}/stat', 4096)).partition(' ')
@@ -2774,7 +2771,7 @@ def process(number: str = 'self') -> str:
     return ''
 
 
-def note_of(path: str) -> str:
+def note_of(path: str):
     """Return the path of this host's own note of a record. Raise OSError if others can write it."""
     import hashlib
     directory = os.environ.get('VMBACKUP_STATE') or STATE
@@ -2784,20 +2781,20 @@ def note_of(path: str) -> str:
     return f'{directory}/{hashlib.sha256(encoded(path)).hexdigest():.32}.json'
 
 
-def prepare_notes() -> None:
+def prepare_notes():
     """Make the place of this host's notes, if it is missing. Raise OSError as `note_of`."""
     make_directory(os.environ.get('VMBACKUP_STATE') or STATE)
     note_of('')
 
 
-def own_pool() -> str:
+def own_pool():
     """Return the uuid of the pool of this host's last run, '' if it is not noted here."""
     with suppress(OSError, ValueError):
         return str(parse_json(load(note_of('pool'))))
     return ''
 
 
-def programs_with(word: str, variable: str = '') -> Iterator[int]:
+def programs_with(word: str, variable: str = ''):
     """Yield processes with a word in their arguments, NAME=TEXT and a NUL in their environment."""
     for number in filter(str.isdigit, os.listdir('/proc')):
         with suppress(OSError):                        # it has ended
@@ -2867,7 +2864,7 @@ class LastRun(NamedTuple):
     damaged = 'the record of a run in backup_dir is damaged (delete .run-*.json there)'
 
 
-def parse_record(kind: Any, data: bytes) -> Any:
+def parse_record(kind: Any, data: bytes):
     """Return the record of such a kind that a file holds; raise TargetError if it holds none."""
     with suppress(ValueError, TypeError):
         told = parse_json(data.partition(b'\ncomplete')[0])    # see mark_complete
@@ -2878,7 +2875,7 @@ def parse_record(kind: Any, data: bytes) -> Any:
     raise TargetError(kind.damaged)
 
 
-def read_record(kind: Any, path: str, data: bytes) -> Any:
+def read_record(kind: Any, path: str, data: bytes):
     """Return what this host has noted of a record on the share or else what that holds; raise
     TargetError if it holds none."""
     with suppress(OSError, TargetError):
@@ -2886,7 +2883,7 @@ def read_record(kind: Any, path: str, data: bytes) -> Any:
     return parse_record(kind, data)._replace(noted=False)
 
 
-def is_in_work(record: Any, elsewhere: Callable = lambda record: True) -> bool:
+def is_in_work(record: Any, elsewhere: Callable = lambda record: True):
     """Return whether a record's process may go on; `elsewhere` tells that of another host's."""
     if record.host != this_host():
         return elsewhere(record)
@@ -2929,29 +2926,29 @@ PROVED = {                 # from least to most
     'checksums': 'all checksums match'}
 
 
-def as_size(value: Any) -> Size:
+def as_size(value: Any):
     """Return bytes in a record, also in text; None for what is no number of less than 9 EB."""
     return int(value) if match(r'[0-8]?[0-9]{1,18}\Z', str(value)) else None
 
 
-def value_in(document: Record, key: str, default: Any = '') -> Any:
+def value_in(document: Record, key: str, default: Any = ''):
     """Return a value in a document if it is of the default's class, else the default."""
     found = document.get(key)
     return found if isinstance(found, type(default)) else default
 
 
-def uuid_and_device(disk: Record) -> DiskId:
+def uuid_and_device(disk: Record):
     """Return what a manifest has of a disk, to know it again by."""
     return value_in(disk, 'uuid'), value_in(disk, 'device')
 
 
-def items_in(document: Record, key: str, kind: type) -> Optional[list]:
+def items_in(document: Record, key: str, kind: type):
     """Return what a list in a document has of a class, None without a list."""
     found = document.get(key)
     return [each for each in found if isinstance(each, kind)] if isinstance(found, list) else None
 
 
-def as_time(text: Any) -> Time:
+def as_time(text: Any):
     """Return a text that is a time, as iso() writes it; None for all else."""
     with suppress(ValueError, TypeError):
         seconds_of(text)
@@ -2959,7 +2956,7 @@ def as_time(text: Any) -> Time:
     return None
 
 
-def finding(found: Record) -> Record:
+def finding(found: Record):
     """Return what a manifest tells of a verification or a test restore, {} where there was none."""
     if not found:
         return {}
@@ -2988,30 +2985,30 @@ class Manifest(NamedTuple):
     digests: Record = {}       # SHA-256 by the names of the files, uncompressed
     known: bool = False        # whether there is one
 
-    def images(self) -> Texts:
+    def images(self):
         """Return the names of the archives and images."""
         named = [value_in(disk, 'file') for disk in self.disks]
         return [name for name in [*self.files, *named] if name.endswith(IMAGES)]
 
     @property
-    def holds(self) -> DiskIds:
+    def holds(self):
         """Return uuid and device of each disk that is in it."""
         return list(map(uuid_and_device, self.disks))
 
     @property
-    def of_the_vm(self) -> DiskIds:
+    def of_the_vm(self):
         """Return uuid and device of each disk that the VM had, but for those never backed up."""
         return [uuid_and_device(disk) for disk in self.disks + self.left_out
                 if value_in(disk, 'why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
 
-    def disk(self, name: str) -> Record:
+    def disk(self, name: str):
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
         for disk in self.disks:
             if folded(plain_name(value_in(disk, 'file'))) == folded(plain_name(name)):
                 return disk
         return self.disks[0] if self.disks else {}
 
-    def other(self, backup: 'Backup') -> str:
+    def other(self, backup: 'Backup'):
         """Return whose a backup is, '' for this VM's; a uuid or pool that it does not tell is."""
         manifest = backup.manifest
         if self.pool and manifest.pool not in ('', self.pool):
@@ -3022,13 +3019,13 @@ class Manifest(NamedTuple):
             return f'of an earlier VM of this name, {manifest.uuid}'
         return f'of another VM, {manifest.uuid}'
 
-    def rotates(self, backup: 'Backup') -> bool:
+    def rotates(self, backup: 'Backup'):
         """Return whether a backup is rotated with those of this VM."""
         other = self.other(backup)
         return not other or other.startswith('of an earlier')
 
 
-def manifest_of(document: Record) -> Manifest:
+def manifest_of(document: Record):
     """Return what a document tells."""
     vm = value_in(document, 'vm', {})
     number = value_in(document, 'number', 0)
@@ -3046,7 +3043,7 @@ def manifest_of(document: Record) -> Manifest:
         value_in(verified, 'digests', {}), bool(document))
 
 
-def document_in(directory: str) -> Record:
+def document_in(directory: str):
     """Return all that a backup's manifest tells, {} for none or a damaged one. Raise OSError."""
     with allowing(ENOENT, EINVAL), suppress(ValueError):
         document = parse_json(load(f'{directory}/{MANIFEST}'))
@@ -3066,25 +3063,25 @@ class Backup(NamedTuple):
     protected: bool = False
     trouble: Optional[OSError] = None  # why it could not be read
 
-    def has_marker(self) -> bool:
+    def has_marker(self):
         """Look anew whether it carries a marker. Raise OSError."""
         if any(is_there(self.file(marker)) for marker in MARKERS):
             return True
         status_of(self.path)
         return False
 
-    def file(self, name: str) -> str:
+    def file(self, name: str):
         """Return the path of a file in it."""
         return f'{self.path}/{name}'
 
-    def told(self, file: str, key: str) -> str:
+    def told(self, file: str, key: str):
         """Return a value that a .cfg file in it has, '' if there is none."""
         with suppress(OSError):
             for value in findall(f'^{key}=(.*)$', decoded(load(self.file(file))), MULTILINE):
                 return value
         return ''
 
-    def with_devices(self) -> Manifest:
+    def with_devices(self):
         """Return its manifest, with what its files tell: 3.25 wrote none, 5.0.0 no other disks, but
         vm.cfg, and a DISK-xvda for each disk of the VM. Raise OSError."""
         manifest = self.manifest
@@ -3099,7 +3096,7 @@ class Backup(NamedTuple):
         return manifest._replace(left_out=[
             {'device': device} for device in devices if device not in held])
 
-    def archives(self) -> Texts:
+    def archives(self):
         """Return the names of its archives and images: those in the manifest, packed by now or not;
         without one those with names of ours or, if it was moved, all. Raise OSError."""
         found = sorted(name for name in names_in(self.path)
@@ -3114,7 +3111,7 @@ class Backup(NamedTuple):
         named = [name for name in found if match(stem, folded(splitext(plain_name(name))[0]))]
         return named or (found if self.has_marker() else [])
 
-    def check_archives(self) -> Texts:
+    def check_archives(self):
         """Return `archives`; raise Damaged if one in the manifest is missing, or all."""
         found = self.archives()
         if not found:
@@ -3124,42 +3121,42 @@ class Backup(NamedTuple):
                 raise Damaged(f'{name} is missing')
         return found
 
-    def disk_size(self, name: str) -> Size:
+    def disk_size(self, name: str):
         """Return the bytes of an image's disk by the manifest or, for 3.25's, vdi.cfg of xvda."""
         return as_size(self.manifest.disk(name).get('virtual_size') if self.manifest.known else
                        self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
 
-    def contents(self) -> Sifted:
+    def contents(self):
         """Yield what is in it (see `sift`); ours: what we wrote, also if a person packed images."""
         images = set(map(plain_name, self.archives()))
         return sift(self.path, lambda name: OURS.match(name) or plain_name(name) in images)
 
-    def files(self) -> Texts:
+    def files(self):
         """Return the names of all files in it that are ours. Raise OSError."""
         return [name for name, is_directory, whose in self.contents()
                 if whose == 'ours' and not is_directory]
 
-    def owners(self) -> Set[str]:
+    def owners(self):
         """Return whose is what is in it, but for what was dropped; images are a person's here."""
         return {whose for _, _, whose in sift(self.path, OURS.match) if whose != 'dropped'}
 
-    def occupied(self) -> int:
+    def occupied(self):
         """Return the bytes that its files take on disk. Raise OSError."""
         return sum(occupied(self.file(name)) for name in self.files())
 
-    def unchanged_for(self) -> float:
+    def unchanged_for(self):
         """Return the seconds since anything in it changed, by the share's clock. Raise OSError."""
         return now().timestamp() - max(
             status_of(self.file(name)).st_mtime for name in ['.', *names_in(self.path)])
 
-    def intent(self) -> Optional[Intent]:
+    def intent(self):
         """Return the snapshot that may be in the pool: this host's note, or a record, or None."""
         with suppress(FileNotFoundError):
             return read_record(Intent, self.file(INTENT), load(self.file(INTENT)))
         return None
 
 
-def read_backup(path: str, date: Optional[datetime]) -> Backup:
+def read_backup(path: str, date: Optional[datetime]):
     """Read a directory; `date`: what its name stands for. Raise FileNotFoundError."""
     when = 0.0
     started = None             # type: Time
@@ -3199,19 +3196,19 @@ Backups = Sequence[Backup]
 Judged = List[Tuple[Backup, Texts]]    # backups, and why each is kept
 
 
-def disks_in_none(manifests: Iterable[Manifest], disks: DiskIds) -> str:
+def disks_in_none(manifests: Iterable[Manifest], disks: DiskIds):
     """Return the devices of those disks of a VM that none of its backups has."""
     held = [disk for manifest in manifests for disk in manifest.holds]
     return ', '.join(disk[1] for disk in disks if not has_disk(held, disk, disks))
 
 
-def of_own_pool(backups: Backups) -> Backups:
+def of_own_pool(backups: Backups):
     """Return those of this host's pool or, where there are none, all."""
     pool = own_pool()
     return [backup for backup in backups if pool and backup.manifest.pool in ('', pool)] or backups
 
 
-def run_name(config: str, only: str = '') -> str:
+def run_name(config: str, only: str = ''):
     """Return the name, less its ending, of the record of runs of a config on this host."""
     import hashlib
     host = this_host()
@@ -3224,20 +3221,20 @@ def run_name(config: str, only: str = '') -> str:
 class History:
     """The directory of one VM, and its backups."""
 
-    def __init__(self, directory: str, patterns: Texts) -> None:
+    def __init__(self, directory: str, patterns: Texts):
         self.directory = directory
         self.patterns = patterns
         self.listed = None     # type: Optional[List[str]]
         self.known = {}        # type: Dict[str, Backup]
         self.refused = ''      # why it was not looked into
 
-    def as_it_is(self) -> 'History':
+    def as_it_is(self):
         """Return it, to be listed and read anew; else what is in it is looked at once."""
         self.listed = None
         self.known.clear()
         return self
 
-    def names(self) -> Texts:
+    def names(self):
         """Return the directories in it; none where we may not look."""
         if self.listed is None:
             try:
@@ -3251,7 +3248,7 @@ class History:
                 self.listed = []
         return self.listed
 
-    def date_of(self, name: str) -> Optional[datetime]:
+    def date_of(self, name: str):
         """Return the time that a directory's name stands for, None if it is not one of ours."""
         for pattern in self.patterns:
             with suppress(ValueError):
@@ -3262,7 +3259,7 @@ class History:
                     return when
         return None
 
-    def backups(self, renamed: bool = False) -> Backups:
+    def backups(self, renamed: bool = False):
         """Read the dated directories, if `renamed` others, too; return them, oldest first: by
         numbers; 3.25's and failures by their time."""
         dates = {name: self.date_of(name) for name in self.names()}
@@ -3280,22 +3277,22 @@ class History:
         others = found[:len(found) - len(numbered)]
         return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
 
-    def completed(self, renamed: bool = False) -> Backups:
+    def completed(self, renamed: bool = False):
         """Return the completed backups of these. What cannot be read is none of them."""
         return [backup for backup in self.backups(renamed) if backup.outcome in COMPLETE]
 
-    def holds_any(self) -> bool:
+    def holds_any(self):
         """Return whether there are backups in it, or failures' records."""
         return any(map(self.date_of, self.names())) or bool(self.completed(True))
 
-    def everything(self) -> Backups:
+    def everything(self):
         """Return all directories in it: backups, the newest first, then what is none."""
         half = [Backup(path, 'being deleted') for path in self.half_deleted()]
         return sorted(self.backups(True)[::-1] + half,
                       key=lambda each: each.path if each.outcome in NO_BACKUP else '')
 
     def judged(self, policy: Policy, owner: Manifest, disks: DiskIds = (),
-               new: Optional[Aged] = None, path: str = '') -> Judged:
+               new: Optional[Aged] = None, path: str = ''):
         """Return why each of the owner's backups is kept, also beside a new one at that path. Till
         it has one, the last sound one and what is newer have to stay, and are left out. `disks`:
         those of the VM, by default as its newest backup that tells of any has them."""
@@ -3311,12 +3308,12 @@ class History:
                            if each.sound and not each.protected), default=0):]
         return found
 
-    def last_owner(self) -> Manifest:
+    def last_owner(self):
         """Return whose they are by the newest backup that tells it, one of our pool if any is."""
         found = [backup for backup in self.completed()[::-1] if backup.manifest.uuid]
         return (*of_own_pool(found), Backup(''))[0].manifest
 
-    def vm_name(self) -> str:
+    def vm_name(self):
         """Return its VM's name: the newest manifest's, if the directory is called so, or that."""
         part = basename(self.directory)
         for backup in reversed(self.backups()):
@@ -3326,7 +3323,7 @@ class History:
                 return name
         return encoded(part).decode('utf-8', 'replace')
 
-    def owner(self) -> Vm:
+    def owner(self):
         """Return the VM that they are of, by the newest that tells it, of our pool if any is; its
         tags by the newest completed one, or a newer one that has them."""
         found = [backup for backup in reversed(self.backups(True)) if backup.manifest.uuid]
@@ -3342,14 +3339,14 @@ class History:
                 break
         return Vm(self.directory, uuid, self.vm_name(), record, self)
 
-    def user_of(self, uuids: Texts) -> str:
+    def user_of(self, uuids: Texts):
         """Return which of some VMs uses it, by the newest record, or else a claim; '' for none."""
         for backup in reversed(self.backups()):
             if backup.manifest.uuid in uuids:
                 return backup.manifest.uuid
         return min((uuid for uuid in uuids if CLAIM + uuid in self.names()), default='')
 
-    def last_sizes(self, names: Texts, owner: Manifest) -> Sizes:
+    def last_sizes(self, names: Texts, owner: Manifest):
         """Return the bytes of files of these names, each in the owner's last that has one."""
         sizes = {}             # type: Dict[str, int]
         for backup in self.completed():
@@ -3358,7 +3355,7 @@ class History:
                     sizes[name] = occupied(backup.file(name)) or sizes.get(name, 0)
         return sizes
 
-    def with_intent(self) -> Backups:
+    def with_intent(self):
         """Return those of which a snapshot may still be in the pool, or that cannot be read."""
         found = []
         for name in self.names():
@@ -3371,7 +3368,7 @@ class History:
                 found.append(backup)
         return found
 
-    def half_deleted(self) -> Iterator[str]:
+    def half_deleted(self):
         """Yield the paths of what a run that ended early was deleting, but for a person's."""
         for name in self.names():
             with suppress(OSError):                    # what may not be read is somebody's
@@ -3384,7 +3381,7 @@ class History:
 Histories = Sequence[History]
 
 
-def mount_of(path: str, require_mount: str, place: str = 'path') -> str:
+def mount_of(path: str, require_mount: str, place: str = 'path'):
     """Return where what holds a place of backups is mounted. Raise TargetError if nothing is where
     it should be: by FSTAB ('auto'), or at all but for the root file system ('yes')."""
     real = realpath(path)
@@ -3400,7 +3397,7 @@ def mount_of(path: str, require_mount: str, place: str = 'path') -> str:
 
 
 @contextmanager
-def telling_trouble(path: str, place: str = 'path') -> Context:
+def telling_trouble(path: str, place: str = 'path'):
     """Have an OSError tell what is wrong with a place of backups, and what to do: TargetError."""
     try:
         yield
@@ -3413,7 +3410,7 @@ def telling_trouble(path: str, place: str = 'path') -> Context:
         raise TargetError(f'{place} {wrong} -> {path} ({advice})')
 
 
-def refuse_missing(word: str, wanted: str = 'file or directory') -> None:
+def refuse_missing(word: str, wanted: str = 'file or directory'):
     """Raise UsageError for a path where none is; TargetError if its share is not mounted."""
     mount_of(abspath(native(word)), 'auto')
     raise UsageError(f'no such {wanted}: {word}')
@@ -3425,21 +3422,21 @@ class Catalogue:
     mounted = ''               # the mount point that it lies in, once check() has looked
     kind = 'config'            # what was given, or store (all VMs), history (one's), backup, file
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config):
         self.config = config       # of the config file, or else as the script's first page says
         self.path = config.path    # of what was given
         self.set_root(config.settings.backup_dir)
         self.patterns = [config.settings.backup_dir_pattern, DEFAULT_PATTERN]
 
-    def set_root(self, path: str) -> None:
+    def set_root(self, path: str):
         """Have a directory as backup_dir: below it, not in its own path, no link is followed."""
         ROOTS.discard(self.root)
         self.root = path
         ROOTS.add(path)
 
-    def check(self, writing: bool = True) -> None:
+    def check(self, writing: bool = True):
         """Raise TargetError if backups cannot be read or, as far as can be seen, written here."""
-        def look() -> None:
+        def look():
             self.mounted = mount_of(self.root, self.config.settings.require_mount, BACKUP_DIR)
             with telling_trouble(self.root, BACKUP_DIR), hold(self.root):
                 pass                                   # it is a directory that can be opened
@@ -3447,7 +3444,7 @@ class Catalogue:
                 raise TargetError(f'{BACKUP_DIR} is not writable -> {self.root}')
         bounded(f'backup_dir {self.root}', look)
 
-    def stocked(self) -> Histories:
+    def stocked(self):
         """Return `histories`, or the one that was given; raise TargetError if there is neither a
         backup nor a dump at all."""
         if self.kind == 'history':
@@ -3459,22 +3456,22 @@ class Catalogue:
                               'one, and the share mounted?)')
         return found
 
-    def history(self, directory: str) -> History:
+    def history(self, directory: str):
         """Return the backups in a directory, of backup_dir if it is a mere name."""
         return History(join(self.root, directory), self.patterns)
 
-    def histories(self) -> Histories:
+    def histories(self):
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         with telling_trouble(self.root, BACKUP_DIR):
             found = [self.history(name) for name in sorted(names_in(self.root)) if name[0] != '.']
         return [history for history in found       # a VM may be called #recycle
                 if not DROPPED.search(basename(history.directory)) or history.holds_any()]
 
-    def backup(self, path: str) -> Backup:
+    def backup(self, path: str):
         """Read a directory, wherever it is. Raise OSError if it is gone."""
         return read_backup(path, self.history(dirname(path)).date_of(basename(path)))
 
-    def restores(self) -> Strings:
+    def restores(self):
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
         with suppress(OSError):                        # `check` will tell
             names = sorted(bounded(f'backup_dir {self.root}', names_in, self.root))
@@ -3482,12 +3479,12 @@ class Catalogue:
                     if match(r'\.restore-[0-9a-f]{32}\.json\Z', name)}
         return {}
 
-    def runs(self) -> Dict[str, LastRun]:
+    def runs(self):
         """Return the last runs by the names of their records. Raise TargetError, OSError."""
         return {name[:-5]: parse_record(LastRun, load(f'{self.root}/{name}'))
                 for name in names_in(self.root) if match(r'\.run-.*\.json\Z', name)}
 
-    def leftovers(self, histories: Histories, patience: float) -> Dict[str, Texts]:
+    def leftovers(self, histories: Histories, patience: float):
         """Return paths of records that are damaged, or whose process has gone (on another host:
         after so many seconds), by what settles them. Lock nothing. Raise TargetError, OSError."""
         records = [(Intent, backup.file(INTENT)) for history in histories
@@ -3511,13 +3508,13 @@ class Catalogue:
         return left
 
 
-def dumps_in(directory: str, ending: str = '') -> Texts:
+def dumps_in(directory: str, ending: str = ''):
     """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
     return sorted(join(directory, name) for name in names_in(directory)
                   if match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump' + ending + r'\Z', name))
 
 
-def select_histories(histories: Histories, config: Config, keep: int = 1) -> Plan:
+def select_histories(histories: Histories, config: Config, keep: int = 1):
     """Choose of those with backups or failures' records; say what was not found."""
     vms = [history.owner() for history in histories if history.holds_any()]
     rules = config.rules
@@ -3544,28 +3541,28 @@ LONGEST_PAUSE = 900        # at work: where the pool would show it, but for paus
 LONGEST_SILENCE = 20 * 3600    # and where nothing shows it, as of a verification
 
 
-def add_to_manifest(backup: Backup, **results: Record) -> None:
+def add_to_manifest(backup: Backup, **results: Record):
     """Put results of a verification or test restore into a backup's manifest. Raise OSError."""
     document = document_in(backup.path)          # somebody else may have noted some
     if document:
         write_json(backup.file(MANIFEST), dict(document, **results))
 
 
-def note(path: str, record: Any) -> None:
+def note(path: str, record: Any):
     """Note a record on the share, with its path there, on this host, if that can be done."""
     with suppress(OSError):
         prepare_notes()
         write_json(note_of(path), record._asdict())
 
 
-def drop_record(path: str) -> None:
+def drop_record(path: str):
     """Delete a record, and this host's note of it: nothing of ours is left in the pool."""
     bounded('the share', remove, path)
     with suppress(OSError):
         remove(note_of(path))
 
 
-def check_readable(document: Record) -> None:
+def check_readable(document: Record):
     """Raise TargetError for a manifest or record that we could not read again."""
     try:
         parse_json(encoded(as_json(document)))
@@ -3574,13 +3571,13 @@ def check_readable(document: Record) -> None:
                           'shorter names to it and its disks)')
 
 
-def set_intent(backup: Backup, intent: Intent) -> None:
+def set_intent(backup: Backup, intent: Intent):
     """Record, on stable storage, a snapshot that is about to be made, or now has a uuid."""
     note(backup.file(INTENT), intent)
     bounded('the share', write_json, backup.file(INTENT), intent._asdict())
 
 
-def finish_deleting(path: str) -> bool:
+def finish_deleting(path: str):
     """Go on deleting. What has something of a person in it gets its own name back, and that is
     told; what is protected by now, too, and False is returned. Raise TargetError, OSError."""
     name = basename(path)[len(DELETING):]
@@ -3611,7 +3608,7 @@ def finish_deleting(path: str) -> bool:
 class NewBackup(Backup):
     """A backup that is being made."""
 
-    def write(self, text: str, *parts: str) -> None:
+    def write(self, text: str, *parts: str):
         """Write a text file in it, or in a directory that is made in it; a part may be any name."""
         path = self.file('/'.join(map(path_part, parts)))
         if parts[1:]:
@@ -3619,7 +3616,7 @@ class NewBackup(Backup):
         with naming(path), create(path) as stream:
             stream.write(encoded(text))
 
-    def complete(self, document: Record, large: bool) -> Sizes:
+    def complete(self, document: Record, large: bool):
         """Make it count as a backup: sync all, then write the marker, last. Return its files."""
         sizes = {}             # type: Sizes
         for name in sorted(self.files()):
@@ -3637,7 +3634,7 @@ class NewBackup(Backup):
         return sizes
 
 
-def mark_complete(record: Restoring) -> None:
+def mark_complete(record: Restoring):
     """Write down that what was restored is whole. Raise OSError."""
     if record.path:
         note(record.path, record)
@@ -3650,7 +3647,7 @@ class Store(Catalogue):
     no_locking = None          # type: Optional[str]   # why the share cannot lock; '': it can
     threads = {}               # type: Dict[str, Lock]   # of ours, one after the other
 
-    def directory_of(self, vm: Vm, names: Strings) -> History:
+    def directory_of(self, vm: Vm, names: Strings):
         """Return the directory of a VM: that of its name or, if another VM uses that whose name a
         share may take for the same, one of its own, which it keeps; `names`: of all VMs, by uuid.
         Raise BackupFailed, TargetError, OSError."""
@@ -3669,7 +3666,7 @@ class Store(Catalogue):
             make_directory(f'{history.directory}/{CLAIM}{vm.uuid}')
         return history
 
-    def begin(self, history: History, when: datetime) -> NewBackup:
+    def begin(self, history: History, when: datetime):
         """Make a new dated directory, a few seconds later where that one exists."""
         make_directory(history.directory)
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
@@ -3680,7 +3677,7 @@ class Store(Catalogue):
                 return NewBackup(path, manifest=Manifest(number=number))
         raise TargetError(f'cannot make a new directory below {history.directory}')
 
-    def delete(self, backup: Backup) -> None:
+    def delete(self, backup: Backup):
         """Delete what is ours in a dated directory, which counts no more at once, and what was
         dropped there; the caller holds its VM's lock. Raise TargetError if it has a link above it,
         a snapshot's record (also a damaged one), a mount in it, or is protected; OSError."""
@@ -3696,11 +3693,11 @@ class Store(Catalogue):
         if not finish_deleting(deleting):
             raise TargetError('it is protected')
 
-    def write_test(self) -> str:
+    def write_test(self):
         """Return the path of a file that shows whether one can be written, of no other run."""
         return f'{self.root}/{WRITE_TEST}{random_digits()}'
 
-    def try_writing(self) -> None:
+    def try_writing(self):
         """Make an empty file and remove it again; raise TargetError if that is not possible."""
         path, what = self.write_test(), f'backup_dir {self.root}'
         try:
@@ -3709,13 +3706,13 @@ class Store(Catalogue):
         except OSError as error:
             raise TargetError(f'cannot write in backup_dir {self.root}: {reason_of(error)}')
 
-    def check_mounted(self) -> None:
+    def check_mounted(self):
         """Raise TargetError if the share was unmounted since `check` has looked."""
         if self.mounted != deepest(mount_points(), bounded(
                 f'backup_dir {self.root}', realpath, self.root)):
             raise TargetError(f'backup_dir {self.root} is no longer mounted at {self.mounted}')
 
-    def check_room(self, least: str, last: int, gain: int) -> None:
+    def check_room(self, least: str, last: int, gain: int):
         """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
         total, free = room_in(self.root)
         free += gain
@@ -3729,13 +3726,13 @@ class Store(Catalogue):
                 human_size(free), human_size(total), self.root,
                 ' and '.join(filter(wanted.get, wanted))))
 
-    def lock_of(self, directory: str) -> str:
+    def lock_of(self, directory: str):
         """Return the path of the lock of a directory in backup_dir, or of a run."""
         # A Windows server drops dots and blanks at the end of a directory's name.
         return '{}/{}/{}.lock'.format(self.root, LOCKS, basename(directory).rstrip('. '))
 
     @contextmanager
-    def locked(self, directory: str, patience: float) -> Context:
+    def locked(self, directory: str, patience: float):
         """Hold the lock of a directory in backup_dir. Raise BackupFailed if another run has it."""
         self.check_mounted()
         path = self.lock_of(directory)
@@ -3754,7 +3751,7 @@ class Store(Catalogue):
             yield
 
     @contextmanager
-    def lockable(self, path: str, flags: int = 0, names: int = 1) -> Iterator[int]:
+    def lockable(self, path: str, flags: int = 0, names: int = 1):
         """Open a file for `lock`; yield its handle, with which the lock goes. Raise OSError."""
         handle = open_file(path, O_RDWR | flags, names=names)
         try:
@@ -3763,7 +3760,7 @@ class Store(Catalogue):
             with suppress(TargetError, OSError):
                 bounded('the share', os.close, handle)
 
-    def lock(self, path: str, handle: int) -> bool:
+    def lock(self, path: str, handle: int):
         """Try to lock a file; False if somebody else has. flock(2) tells that by EAGAIN or, on CIFS
         and old NFS, by EACCES, as if it were forbidden: at first such a failure makes us try a file
         that nobody else has. Raise TargetError, OSError."""
@@ -3783,7 +3780,7 @@ class Store(Catalogue):
             raise TargetError(f'cannot lock {path}: {reason_of(error)}')
         return False
 
-    def try_locking(self, handle: int) -> Optional[Exception]:
+    def try_locking(self, handle: int):
         """Lock a file; return why not."""
         try:
             bounded('its lock', fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -3792,12 +3789,12 @@ class Store(Catalogue):
         self.no_locking = ''
         return None
 
-    def write_run(self, name: str, run: LastRun) -> None:
+    def write_run(self, name: str, run: LastRun):
         """Record a run, on stable storage. Raise TargetError, OSError."""
         self.check_mounted()
         bounded('the share', write_json, f'{self.root}/{name}.json', run._asdict())
 
-    def goes_on(self, name: str, run: LastRun) -> bool:
+    def goes_on(self, name: str, run: LastRun):
         """Return whether a run without an end is at work, by its lock or else by its process."""
         with suppress(OSError), self.lockable(self.lock_of(name)) as handle:
             try:
@@ -3808,7 +3805,7 @@ class Store(Catalogue):
         return is_in_work(run)
 
     @contextmanager
-    def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
+    def restoring(self, pool: str, name: str, since: str):
         """Record and lock a restore until it is dropped; without a path where that fails."""
         record = Restoring(random_digits(), pool, name, since, this_host(), process())
         path = join(self.root, RESTORING.format(record.mark))
@@ -3831,7 +3828,7 @@ class Store(Catalogue):
             yield record
 
     @contextmanager
-    def taken(self, path: str) -> Iterator[Optional[Restoring]]:
+    def taken(self, path: str):
         """Lock and read a dead restore's record; None if it goes on. Raise TargetError, OSError."""
         with ExitStack() as stack:
             record = None      # type: Optional[Restoring]
@@ -3841,7 +3838,7 @@ class Store(Catalogue):
                     record = self.dead_restore(path, pread(handle, LONGEST_RECORD, 0))
             yield record
 
-    def dead_restore(self, path: str, data: bytes) -> Optional[Restoring]:
+    def dead_restore(self, path: str, data: bytes):
         """Return the record of a restore; None if it goes on or has made nothing."""
         try:
             record = read_record(Restoring, path, data)
@@ -3861,7 +3858,7 @@ class Store(Catalogue):
 
 
 @contextmanager
-def new_pool_dump(directory: str) -> Iterator[str]:
+def new_pool_dump(directory: str):
     """Yield the path of a new dump of the pool database, to be written under that name with
     PARTIAL, which a failure removes. Raise CommandFailed if it is missing or empty, OSError."""
     make_directory(directory)
@@ -3879,7 +3876,7 @@ def new_pool_dump(directory: str) -> Iterator[str]:
             remove(partial)
 
 
-def prune_pool_dumps(newest: str, keep: int) -> Texts:
+def prune_pool_dumps(newest: str, keep: int):
     """Delete the oldest dumps beyond `keep` (0: none), return them; delete what kills left."""
     old = sorted(dumps_in(dirname(newest)), key=lambda path: path == newest)[:-keep]
     for path in old + dumps_in(dirname(newest), PARTIAL):
@@ -3887,7 +3884,7 @@ def prune_pool_dumps(newest: str, keep: int) -> Texts:
     return old
 
 
-def kind_of(path: str) -> str:
+def kind_of(path: str):
     """Return what a path is: file, backup, history (one VM's), store (all), ''; or TargetError."""
     with telling_trouble(path), allowing(ENOENT, ENOTDIR, ENAMETOOLONG):
         history = History(path, [DEFAULT_PATTERN])
@@ -3897,7 +3894,7 @@ def kind_of(path: str) -> str:
     return 'file' if exists(path) else ''
 
 
-def root_of(path: str, kind: str) -> str:
+def root_of(path: str, kind: str):
     """Return what counts as backup_dir for a path of that kind, on its file system."""
     if kind == 'file':
         return root_of(dirname(path), kind_of(dirname(path)))
@@ -3907,7 +3904,7 @@ def root_of(path: str, kind: str) -> str:
     return path
 
 
-def open_config(line: CommandLine) -> Store:
+def open_config(line: CommandLine):
     """Open backup_dir of a config file, or of the script's first page. Raise ConfigError if
     anything is wrong there."""
     config = read_config(line)
@@ -3916,7 +3913,7 @@ def open_config(line: CommandLine) -> Store:
     return Store(config)
 
 
-def open_target(line: CommandLine, is_archive: Callable = lambda path: False) -> Store:
+def open_target(line: CommandLine, is_archive: Callable = lambda path: False):
     """Open what a word stands for; any file is a config, but for what `is_archive` finds."""
     path = abspath(line.path)
     kind = kind_of(path)
@@ -3966,7 +3963,7 @@ class Proof(NamedTuple):
 
 
 @functools.lru_cache(maxsize=None)
-def xxh64_function() -> Optional[Callable]:
+def xxh64_function():
     """Return what computes XXH64 of a writable buffer; None, and a note, without libxxhash."""
     with suppress(ImportError, OSError, AttributeError):
         import ctypes
@@ -3983,7 +3980,7 @@ def xxh64_function() -> Optional[Callable]:
 
 
 @contextmanager
-def damaged_if_malformed() -> Context:
+def damaged_if_malformed():
     """Read XML within this; raise Damaged for what is missing or not as it should be."""
     import xmlrpc.client
     try:
@@ -3993,13 +3990,13 @@ def damaged_if_malformed() -> Context:
         raise Damaged(f'it is not as xapi writes it: {error}')
 
 
-def parse_xml(pieces: Pieces, root: str, unpacker: Any = None) -> None:
+def parse_xml(pieces: Pieces, root: str, unpacker: Any = None):
     """Parse XML with that outermost element; an unpacker gets all of it. Raise Damaged for what
     takes memory or time without end. expat stops only at the end of a piece: those are small."""
     parser = ParserCreate()
     depth, last, size = 0, b'', 0
 
-    def start(name: str, attributes: Any) -> None:
+    def start(name: str, attributes: Any):
         nonlocal depth, size
         if not depth and name != root:
             raise Damaged(f'its outermost element is {name}, not {root}')
@@ -4010,7 +4007,7 @@ def parse_xml(pieces: Pieces, root: str, unpacker: Any = None) -> None:
         if unpacker:
             unpacker.start(name, attributes)
 
-    def stop(name: str) -> None:
+    def stop(name: str):
         nonlocal depth
         depth -= 1
         if unpacker:
@@ -4027,7 +4024,7 @@ def parse_xml(pieces: Pieces, root: str, unpacker: Any = None) -> None:
     parser.Parse(b'', True)
 
 
-def xmlrpc_value(ova: bytes) -> Record:
+def xmlrpc_value(ova: bytes):
     """Return what an ova.xml holds, within damaged_if_malformed; numbers stay text, as in it."""
     import xmlrpc.client
     unpacker = xmlrpc.client.Unmarshaller()    # type: Any
@@ -4040,7 +4037,7 @@ def xmlrpc_value(ova: bytes) -> Record:
     return unpacker.close()[0]
 
 
-def ova_objects(ova: bytes) -> Dict[str, Records]:
+def ova_objects(ova: bytes):
     """Return an ova.xml's records by class and id, within damaged_if_malformed."""
     document = xmlrpc_value(ova)
     version = document['version']['export_vsn']
@@ -4069,7 +4066,7 @@ class ArchivedVm(NamedTuple):
     seed: str                  # of which MAC addresses are made
 
 
-def archived_vm(ova: bytes) -> ArchivedVm:
+def archived_vm(ova: bytes):
     """Return the VM of an ova.xml, the only one, with what its archive has to hold."""
     with damaged_if_malformed():
         objects = ova_objects(ova)
@@ -4104,7 +4101,7 @@ class Reader:
     at = 0                     # bytes so far
     place = 0                  # bytes of the file as it is, when `position` has last looked
 
-    def __init__(self, handle: int, plain: bool = False) -> None:
+    def __init__(self, handle: int, plain: bool = False):
         import hashlib
         self.handle = handle
         self.digest = hashlib.sha256()
@@ -4115,7 +4112,7 @@ class Reader:
         if compression.programs:
             self.stream = Filter(packing_command(compression, undo=True), handle)
 
-    def more(self, view: memoryview) -> int:
+    def more(self, view: memoryview):
         """Fill a buffer as far as the file goes; return how far. Raise Damaged, CommandFailed."""
         done = 0
         got = 1
@@ -4131,18 +4128,18 @@ class Reader:
             raise Damaged(f'{where}{reason_of(error)} at byte {self.at} of its content')
         return done
 
-    def fill(self, view: memoryview) -> memoryview:
+    def fill(self, view: memoryview):
         """Fill a buffer with what comes next; raise Damaged if the file ends before."""
         if self.more(view) < len(view):
             raise Damaged(f'it ends at byte {self.at}, in {self.where}')
         return view
 
-    def pieces(self) -> Pieces:
+    def pieces(self):
         """Yield what is still to be read; each piece is gone with the next."""
         for got in iter(lambda: self.more(self.view), 0):
             yield self.view[:got]
 
-    def failed_export(self) -> str:
+    def failed_export(self):
         """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
         found = None
         with suppress(OSError):
@@ -4153,7 +4150,7 @@ class Reader:
         words = sub(b'<[^>]*>', b' ', found.group(1))
         return ': the export failed: ' + ' '.join(decoded(words).split())
 
-    def position(self) -> int:
+    def position(self):
         """Return how far it was read, and let the system forget that; lseek(2) waits for reads."""
         with suppress(OSError):                        # it is not open any more
             # It begins with pos: and that (proc(5)).
@@ -4161,23 +4158,23 @@ class Reader:
             os.posix_fadvise(self.handle, 0, self.place, os.POSIX_FADV_DONTNEED)
         return self.place
 
-    def close(self) -> None:
+    def close(self):
         """Stop whoever reads it: a thread that hangs gets a ValueError with its next piece."""
         self.position()
         self.handle = -1
         self.stream.close()
 
-    def proof(self, proved: str, vm: str = '') -> Proof:
+    def proof(self, proved: str, vm: str = ''):
         """Return the proof that all was read."""
         return Proof(proved, self.digest.hexdigest(), self.at, vm)
 
-    def read_on(self) -> memoryview:
+    def read_on(self):
         """Return the next bytes, fewer at the end."""
         view = self.view[:self.more(self.view)]
         self.digest.update(view)
         return view
 
-    def take(self, offset: int, size: int, what: str) -> bytearray:
+    def take(self, offset: int, size: int, what: str):
         """Read on to where something has to be; return so many bytes of it."""
         if offset < self.at:
             raise Damaged(f'{what}, at byte {offset}, is not behind what xapi writes before it')
@@ -4188,7 +4185,7 @@ class Reader:
         self.digest.update(self.fill(memoryview(data)))
         return data
 
-    def read_head(self, known: Size = None) -> Tuple[int, bytes, bytes]:
+    def read_head(self, known: Size = None):
         """Return the bytes of a dynamic VHD's disk, its footer, the table of its blocks."""
         footer = self.take(0, BLOCK, 'its first footer')
         cookie, version, header_at, size, kind, total = struct.unpack_from(
@@ -4208,7 +4205,7 @@ class Reader:
             raise Damaged(f'a table of {count} blocks does not fit a disk of {size} bytes')
         return size, footer, self.take(table_at, 4 * count, 'its table of blocks')
 
-    def blocks(self, known: Size = None) -> Iterator[Tuple[int, bytearray]]:
+    def blocks(self, known: Size = None):
         """Read a dynamic VHD image: footer, header, table, blocks in its order with all sectors in
         their bitmaps, as xapi writes it (libs/vhd: f.ml), footer. Yield where each block is on the
         disk, and its data; at last the disk's size, and nothing."""
@@ -4236,12 +4233,12 @@ class ArchiveReader(Reader):
     gaps = False               # whether chunks are left out
     hashed = True              # whether every checksum was compared
 
-    def read_block(self) -> bytes:
+    def read_block(self):
         """Read a header or the block of a checksum. Raise Damaged."""
         self.head = bytes(self.take(self.at, BLOCK, self.where))
         return self.head
 
-    def read_ova(self) -> bytes:
+    def read_ova(self):
         """Read ova.xml; return what it holds. Raise Damaged."""
         self.ova_head = self.read_block()
         name, size = self.member()
@@ -4252,7 +4249,7 @@ class ArchiveReader(Reader):
         self.read_block()
         return bytes(ova[:size])
 
-    def read(self) -> Proof:
+    def read(self):
         """Read all of it; raise Damaged where it is not as it should be."""
         ova = self.read_ova()
         try:
@@ -4275,16 +4272,16 @@ class ArchiveReader(Reader):
             proved = 'restorable'
         return self.proof(proved, vm.uuid)
 
-    def fault(self, text: str, back: int = BLOCK) -> Damaged:
+    def fault(self, text: str, back: int = BLOCK):
         """Return an error so many bytes before the place where we are."""
         return Damaged(f'{self.where}, byte {self.at - back}: {printable(text)}')
 
-    def check_padding(self, padding: Any) -> None:
+    def check_padding(self, padding: Any):
         """Raise Damaged if what fills up a member, and was read last, is anything but zeros."""
         if any(padding):
             raise self.fault('something between its end and the next header', len(padding))
 
-    def member(self) -> Tuple[str, int]:
+    def member(self):
         """Return name and size from the last header; ('', 0) at the end. Raise Damaged."""
         import tarfile
         try:
@@ -4297,7 +4294,7 @@ class ArchiveReader(Reader):
             raise self.fault('a member of an unknown kind')
         return found.name, found.size
 
-    def read_disk(self, disk: ArchivedDisk) -> None:
+    def read_disk(self, disk: ArchivedDisk):
         """Read all chunks of a disk. Chunks of zeros are left out, but never the first and the
         last; an empty one, which keeps a connection alive, takes up a number. What is left out
         counts as whole chunks; an import fails as it takes the length of the archive's first chunk
@@ -4323,7 +4320,7 @@ class ArchiveReader(Reader):
             expected = number + 1
             offset += size
 
-    def read_chunk(self, name: str, size: int) -> Tuple[bytes, bytes]:
+    def read_chunk(self, name: str, size: int):
         """Read a chunk into the buffer, its checksum, whose blocks are returned, and a header."""
         end = rounded_up(size)
         self.check_padding(self.fill(self.view[:end])[size:])
@@ -4349,23 +4346,23 @@ class ArchiveReader(Reader):
         return head, block
 
 
-def rounded_up(size: int, unit: int = BLOCK) -> int:
+def rounded_up(size: int, unit: int = BLOCK):
     """Return the bytes of as many whole units as a size takes."""
     return size + -size % unit
 
 
-def inverted(data: bytes, at: int) -> int:
+def inverted(data: bytes, at: int):
     """Return the checksum of a VHD's footer or header, whose own field is there."""
     return ~(sum(data) - sum(data[at:at + 4])) & 0xffffffff
 
 
-def zeros(size: int) -> Pieces:
+def zeros(size: int):
     """Yield so many bytes of zeros."""
     for offset in range(0, size, CHUNK):
         yield bytes(min(CHUNK, size - offset))
 
 
-def read_form(form: str, reader: Any, size: Size) -> Proof:
+def read_form(form: str, reader: Any, size: Size):
     """Read a file of one of FORMS; `size` is that of its disk, if known. Raise Damaged, OSError."""
     if form == '.xva':
         return reader.read()
@@ -4386,13 +4383,13 @@ def read_form(form: str, reader: Any, size: Size) -> Proof:
     return reader.proof('structure')
 
 
-def form_of(name: str) -> str:
+def form_of(name: str):
     """Return what a file's name tells of its content: one of FORMS, or ''."""
     form = splitext(plain_name(name).replace(PARTIAL, ''))[1]
     return form if form in FORMS else ''
 
 
-def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
+def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts):
     """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
     ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
     (xapi: import.ml). The ids of disks that are moved begin with LAST. Raise Damaged."""
@@ -4418,7 +4415,7 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
     return encoded(value.replace('\r', '&#13;'))       # XML reads a bare one as a line feed
 
 
-def tar_header(head: bytes) -> bytes:
+def tar_header(head: bytes):
     """Return a tar header that was changed with its checksum (ocaml-tar: lib/tar.ml)."""
     new = bytearray(head)
     new[148:156] = b' ' * 8
@@ -4427,7 +4424,7 @@ def tar_header(head: bytes) -> bytes:
 
 
 @contextmanager
-def opened(path: str, form: str) -> Iterator[Any]:
+def opened(path: str, form: str):
     """Yield the Reader of a file, which unpacks all but images; if that is Damaged, say why."""
     kind = ArchiveReader if form == '.xva' else Reader
     with reading(path) as stream, closing(
@@ -4438,7 +4435,7 @@ def opened(path: str, form: str) -> Iterator[Any]:
             raise Damaged(f'{error}{reader.failed_export()}')
 
 
-def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -> Pieces:
+def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]):
     """Yield an archive, uncompressed, with its ova.xml rewritten, and first disks below 1 MiB,
     which an import refuses (see `read_disk`), at the end, with ids that say so. Two blocks of
     zeros end it: an import reads none (xapi: stream_vdi.ml, recv_all_vdi)."""
@@ -4470,7 +4467,7 @@ def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -
         yield moved + rest[:2 * BLOCK]
 
 
-def image_pieces(path: str, form: str, size: int, whole: int) -> Pieces:
+def image_pieces(path: str, form: str, size: int, whole: int):
     """Yield an image's disk, and zeros up to the new one's size (vhd-tool: impl.ml, serve)."""
     with opened(path, form) as reader:
         at = 0
@@ -4533,13 +4530,13 @@ bootable={boot} mode=RW type=Disk
 {clean}"""
 
 
-def cfg(keys: str, record: Record, **further: Any) -> str:
+def cfg(keys: str, record: Record, **further: Any):
     """Return lines of key=value, in 3.25's order; control characters in values are escaped."""
     values = {'orig_uuid': record.get('uuid'), **record, **further}
     return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys.split())
 
 
-def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
+def write_metadata(backup: NewBackup, vm: Vm, xe: Xe):
     """Write vm-metadata.xml: a line for each element, what is HIDDEN as references to characters.
     Ask again for it where xapi went away or, before 25.20, somebody takes a snapshot of the VM
     (recorded from 25.6.0). Raise CommandFailed if it does not come whole. An empty filename= stands
@@ -4565,7 +4562,7 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
                      document.toprettyxml('  ')), METADATA)
 
 
-def write_configuration(backup: NewBackup, vm: Vm, pool: Pool) -> None:
+def write_configuration(backup: NewBackup, vm: Vm, pool: Pool):
     """Write vm.cfg, DISK-*/vbd.cfg and vdi.cfg, VIFs/vif-N.cfg. Raise PoolError, OSError."""
     metrics = pool.table('VM_guest_metrics').get(vm.record['guest_metrics'], {})
     backup.write(cfg(VM_CFG, vm.record, orig_uuid=vm.uuid, name_label=vm.name,
@@ -4589,7 +4586,7 @@ class ExportFile(NamedTuple):
     disk: Optional[Disk] = None    # whose image it is; None for the archive of a VM
 
 
-def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record) -> None:
+def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record):
     """Write RESTORE.txt: how to restore the files of a backup. Raise OSError."""
     texts = []
     for name, snapshot, disk in files:
@@ -4637,7 +4634,7 @@ class Verified(NamedTuple):
     problems: Warned           # with its metadata
     remarks: Warned            # on what else is not as it was, or cannot be known
 
-    def in_manifest(self, known: Record) -> Record:
+    def in_manifest(self, known: Record):
         """Return what a manifest is to tell of it; what it told of other files stays."""
         told = {'when': iso(now()), 'proved': self.proved, 'digests': {**known, **self.digests}}
         return told if self.proved else {**told, 'fault': printable(self.problems[0])}
@@ -4645,14 +4642,14 @@ class Verified(NamedTuple):
 
 class Verifier:
     """Reads files under watch, and shows how far it is."""
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float):
         self.limit = limit     # seconds in which something has to move
 
-    def prove(self, path: str, size: Size = None) -> Proof:
+    def prove(self, path: str, size: Size = None):
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
         readers = []           # type: List[Reader]    # once it is open
 
-        def read() -> Proof:   # in a thread of its own, as its storage may hang
+        def read():   # in a thread of its own, as its storage may hang
             form = form_of(path)
             sync(path)
             with opened(path, form) as reader:
@@ -4666,7 +4663,7 @@ class Verifier:
             for reader in readers:
                 reader.close()
 
-    def prove_in(self, backup: Backup, name: str) -> Proof:
+    def prove_in(self, backup: Backup, name: str):
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
         plain = plain_name(name)
         proof = self.prove(backup.file(name), backup.disk_size(name))
@@ -4680,7 +4677,7 @@ class Verifier:
             return proof._replace(proved='checksums')
         return proof
 
-    def check(self, backup: Backup) -> Verified:
+    def check(self, backup: Backup):
         """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
         digests = {}           # type: Strings
         proved = []
@@ -4708,7 +4705,7 @@ class Verifier:
             found.remarks.append(METADATA + ' is missing')
         return found
 
-    def check_metadata(self, backup: Backup, found: Verified) -> None:
+    def check_metadata(self, backup: Backup, found: Verified):
         """Note what is wrong with vm-metadata.xml, which has to be whole, and of this VM."""
         try:
             digest = self.prove_in(backup, METADATA).digest
@@ -4742,7 +4739,7 @@ USB = ('xapi takes no snapshot of a VM with a USB device passed through. What wo
 
 
 @contextmanager
-def failing_as(token: str) -> Context:
+def failing_as(token: str):
     """Give the failure of a step its word in the status log."""
     try:
         yield
@@ -4751,7 +4748,7 @@ def failing_as(token: str) -> Context:
 
 
 @contextmanager
-def tolerating(warnings: Warned, what: str) -> Context:
+def tolerating(warnings: Warned, what: str):
     """Allow a step to fail, and note that, as a warning with which a VM's backup then ends."""
     try:
         yield
@@ -4759,7 +4756,7 @@ def tolerating(warnings: Warned, what: str) -> Context:
         warnings.append(f'{what}: {explain(error)}')
 
 
-def end_clients(uuids: Texts, run: str) -> None:
+def end_clients(uuids: Texts, run: str):
     """End each xe of a killed run, a process as in Intent, that still transfers an object."""
     for uuid in uuids:
         for number in programs_with('uuid=' + uuid, f'{CHILD}={run.partition(" ")[0]}\0'):
@@ -4767,7 +4764,7 @@ def end_clients(uuids: Texts, run: str) -> None:
             end_program(number)
 
 
-def in_several_tries(remove: Callable, patient: bool = False) -> None:
+def in_several_tries(remove: Callable, patient: bool = False):
     """Call `remove` with the number of the try until it succeeds. Only what fails in the last one
     is raised. IN_USE usually passes, and gets more tries, as does all where `patient`."""
     pauses = DISCARD_PAUSES + BUSY_PAUSES
@@ -4784,13 +4781,13 @@ def in_several_tries(remove: Callable, patient: bool = False) -> None:
 
 class Operator:
     """Changes the pool by commands of xe, of which those for one VM are numbered."""
-    def __init__(self, pool: Pool, warnings: Warned, numbered: bool = True) -> None:
+    def __init__(self, pool: Pool, warnings: Warned, numbered: bool = True):
         self.pool = pool
         self.xe = Xe(numbered)
         self.warnings = warnings
 
     def drop_leaked_vbds(self, owners: Records, disks: Iterable[str], mode: str = 'RO',
-                         sure: bool = True) -> None:
+                         sure: bool = True):
         """Take the VBDs from disks that transfers have left (Pool.holds). Raise VmBackupError."""
         leaked = []            # type: List[str]
         for pause in (0, SECOND_LOOK):     # nothing keeps xapi from unplugging a VBD that is in use
@@ -4820,7 +4817,7 @@ class Operator:
 
 class Remover(Operator):
     """Removes snapshots of ours with their disks, as records (Intent) tell of them."""
-    def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
+    def with_disks(self, intent: Intent, snapshot: Snapshot):
         """Return the record of a snapshot with its uuid, and the disks of a VM's. One call."""
         intent = intent._replace(uuid=snapshot.uuid)
         if intent.kind == 'VDI':
@@ -4832,18 +4829,18 @@ class Remover(Operator):
         sources, disks = found.values()
         return intent._replace(sources=sources or intent.sources, disks=disks)
 
-    def disks_of(self, intent: Intent) -> Snapshots:
+    def disks_of(self, intent: Intent):
         """Return which disks are there that came with a snapshot, or that it is. One call."""
         if intent.kind == 'VDI':
             return self.pool.snapshots('VDI', [intent.uuid], 'uuid')
         return [found for found in self.pool.snapshots('VDI', intent.sources)
                 if found.ref in intent.disks]
 
-    def remove(self, intent: Intent, prepared: bool = False) -> None:
+    def remove(self, intent: Intent, prepared: bool = False):
         """Uninstall a VM's snapshot, and destroy the disks that are left: xapi removes its record,
         then one disk after the other until one fails (cli_operations.ml, vm_uninstall_common).
         Raise VmBackupError."""
-        def attempt(number: int) -> None:
+        def attempt(number: int):
             uuid = intent.uuid
             disks = self.disks_of(intent)
             if intent.kind == 'VM' and not (number and self.pool.is_gone('VM', uuid)):
@@ -4861,7 +4858,7 @@ class Remover(Operator):
             self.destroy(disks)
         in_several_tries(attempt)
 
-    def destroy(self, disks: Snapshots) -> None:
+    def destroy(self, disks: Snapshots):
         """Destroy disks of no VM; an export of one may still be ending (xapi: xapi_vdi.ml)."""
         wrong = VmBackupError('xe vdi-destroy did nothing')
         for disk in disks:
@@ -4875,7 +4872,7 @@ class Remover(Operator):
         if left:
             raise CommandFailed(f'{wrong} (still there: {", ".join(left)})', wrong.code)
 
-    def remove_unfinished(self, intent: Intent, backup: Backup) -> bool:
+    def remove_unfinished(self, intent: Intent, backup: Backup):
         """Remove the snapshot of an unfinished backup's record, and what is left of it. Return
         False, with a warning, if it may not be ours: anybody can write what is not noted here."""
         if intent.uuid:
@@ -4926,7 +4923,7 @@ class Remover(Operator):
             self.destroy(halves)
         return clear
 
-    def is_in_use(self, intent: Intent) -> bool:
+    def is_in_use(self, intent: Intent):
         """Return whether a recorded snapshot, or a disk of it, is exported. Raise PoolError."""
         if not intent.uuid:
             self.pool.wait_for_snapshot(intent.kind, intent.ref)
@@ -4935,7 +4932,7 @@ class Remover(Operator):
             user for _, user, _ in self.pool.holds(
                 owners, [disk.ref for disk in self.disks_of(intent)], 'RO', True))
 
-    def remove_found(self, found: Snapshot, intent: Intent, backup: Backup) -> None:
+    def remove_found(self, found: Snapshot, intent: Intent, backup: Backup):
         """Remove an unfinished backup's snapshot; note its disks, as its own record goes first."""
         log('removing the snapshot of an unfinished backup: ' + found.uuid)
         ours = self.with_disks(intent, found)
@@ -4946,7 +4943,7 @@ class Remover(Operator):
         self.pool.await_exports(intent.kind, found.ref)
         self.remove(ours)
 
-    def is_ours(self, kind: str, found: Snapshot, new: Snapshots, intent: Intent) -> bool:
+    def is_ours(self, kind: str, found: Snapshot, new: Snapshots, intent: Intent):
         """Return if it can only be what was meant: of a VM, the only template of then with our
         label; of a disk, the only one of then without VBD, with its label (xapi: xapi_vdi.ml)."""
         if kind == 'VM':
@@ -4958,7 +4955,7 @@ class Remover(Operator):
         return likely == [found] and found.label == dict(
             zip(intent.sources, intent.names)).get(found.of)
 
-    def doubt(self, kind: str, found: Snapshot, backup: Backup) -> bool:
+    def doubt(self, kind: str, found: Snapshot, backup: Backup):
         """Warn of a snapshot that may be somebody else's; return False."""
         word, verb = ('vdi', 'destroy') if kind == 'VDI' else ('snapshot', 'uninstall')
         self.warnings.append(
@@ -4968,7 +4965,7 @@ class Remover(Operator):
                                                        backup.file(INTENT)))
         return False
 
-    def warn_of(self, found: Snapshot) -> None:
+    def warn_of(self, found: Snapshot):
         """Warn of a snapshot that may be ours."""
         self.warnings.append(f'the snapshot {found.uuid}, called {found.label}, was not made by '
                              'this program as far as it knows: not touched')
@@ -4983,7 +4980,7 @@ class Exporter(Remover):
     disks = others = left_out = ()     # type: Any
     ignoring = False
 
-    def __init__(self, pool: Pool, extension: str, choice: DiskChoice, warnings: Warned) -> None:
+    def __init__(self, pool: Pool, extension: str, choice: DiskChoice, warnings: Warned):
         super().__init__(pool, warnings)
         self.extension = extension
         self.archive = '.xva' in extension
@@ -4993,7 +4990,7 @@ class Exporter(Remover):
             'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL', 'VM-EXPORT-FAIL') if self.archive else (
             'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL', 'VDI-EXPORT-FAIL')
 
-    def choose(self, vm: Vm, fresh: bool = False) -> None:
+    def choose(self, vm: Vm, fresh: bool = False):
         """Choose the disks to export, by the tables unless they have to be fresh; note others."""
         disks = self.pool.disks(vm, fresh)
         wanted = self.choice.wanted
@@ -5010,21 +5007,21 @@ class Exporter(Remover):
         self.others = [disk for disk in disks if disk.vdi_ref not in refs]
         self.left_out = [disk for disk in self.others if not disk.why.startswith(NOT_CHOSEN)]
 
-    def names(self, base: str, vm: Vm) -> Texts:
+    def names(self, base: str, vm: Vm):
         """Return the names of the files; `base`: that of the VM's directory. Raise PoolError."""
         if self.archive:
             return [base + self.extension]
         self.choose(vm)
         return [self.name_of(base, disk) for disk in self.disks]
 
-    def name_of(self, base: str, disk: Disk) -> str:
+    def name_of(self, base: str, disk: Disk):
         """Return the name of a disk's file; `auto` stands for VHD where xapi makes it."""
         if self.kind == 'VM':
             base = path_part(f'DISK-{disk.device}')
         return base + self.extension.replace(
             '.auto', '.raw' if disk.size > LARGEST_EXPORT or disk.size % VHD_BLOCK else '.vhd')
 
-    def remarks(self) -> Iterator[Pair]:
+    def remarks(self):
         """Yield ERROR or WARNING, and why disks cannot be exported as VHD, or not for certain."""
         for disk in self.disks if '.vhd' in self.extension else ():
             what = f'{disk.device} of {human_size(disk.size)} (set vdi_export_format=auto or raw)'
@@ -5033,7 +5030,7 @@ class Exporter(Remover):
             elif disk.size % VHD_BLOCK:
                 yield 'WARNING', f'{NEVER_ENDS}: {what}'
 
-    def choose_source(self, vm: Vm) -> None:
+    def choose_source(self, vm: Vm):
         """Choose the disks, prepare the record; a disk's later snapshots are known by time."""
         self.vm = vm
         choosy = self.choice != DiskChoice() or not self.archive
@@ -5073,7 +5070,7 @@ class Exporter(Remover):
             names=[disk.name for disk in taken], noted=True)
 
     @contextmanager
-    def snapshot(self, backup: Backup, warned_of: Texts) -> Iterator[Snapshot]:
+    def snapshot(self, backup: Backup, warned_of: Texts):
         """Make and prepare a snapshot, yield it; whatever happens, remove it or keep its record."""
         waited = stopwatch()
         with self.pool.snapshotting:
@@ -5097,7 +5094,7 @@ class Exporter(Remover):
                 with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
                     drop_record(backup.file(INTENT))
 
-    def take(self, backup: Backup, warned_of: Texts) -> Snapshot:
+    def take(self, backup: Backup, warned_of: Texts):
         """Record the intent, make the snapshot and identify it; warn of earlier ones."""
         check_signals()
         log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
@@ -5149,13 +5146,13 @@ class Exporter(Remover):
                 raise CommandFailed(f'{error} ({more})')
             raise
 
-    def write_intent(self, backup: Backup, intent: Intent) -> None:
+    def write_intent(self, backup: Backup, intent: Intent):
         """Write down what is known of the snapshot by now. Raise TargetError, OSError."""
         self.intent = intent
         set_intent(backup, intent)
         self.snapshot_may_remain = True
 
-    def prepare(self) -> None:
+    def prepare(self):
         """Mark the snapshot; give a disk's our label. Make a VM's no template, as xe's vm-export
         and vm-uninstall see none, which a snapshot is; the archive keeps that (xapi:
         cli_operations.ml, select_vms; export.ml, make_vm). Destroy the disks that are not for the
@@ -5172,7 +5169,7 @@ class Exporter(Remover):
         self.xe.tell('template-param-set', is_a_template='false', ha_always_run='false', uuid=uuid,
                      **mark)
 
-    def files(self, base: str, snapshot: Snapshot) -> List[ExportFile]:
+    def files(self, base: str, snapshot: Snapshot):
         """Return the files to export: the archive, or images of the snapshot's disks."""
         if self.archive:
             return [ExportFile(base + self.extension, snapshot)]
@@ -5184,7 +5181,7 @@ class Exporter(Remover):
             found.append(ExportFile(self.name_of(base, disk), copies[disk.vdi_ref], disk))
         return found
 
-    def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
+    def export(self, file: ExportFile, path: str, watchdog: Watchdog):
         """Export an archive, of which xe has to say so, too (see Xe.transfer), or a disk."""
         uuid = file.snapshot.uuid
         size = file.snapshot.size
@@ -5237,7 +5234,7 @@ class Chosen(NamedTuple):
     backup: Backup             # its directory
 
     @property
-    def suffix(self) -> str:
+    def suffix(self):
         """Return what tells from the original, in the name of a copy."""
         return '-restored-' + (self.backup.started or iso(now()))[:10]
 
@@ -5253,26 +5250,26 @@ class Target(NamedTuple):
     device: str = ''           # user device that the disk becomes there
 
 
-def in_words(made: Marked) -> str:
+def in_words(made: Marked):
     """Return what a restore has made."""
     return abbreviate([f'{kind} {labelled(each)}' for kind, records in zip(
         ('VM', 'disk', 'network'), made) for each in records.values()])
 
 
-def space_of(sr: Record, size: int) -> str:
+def space_of(sr: Record, size: int):
     """Return how full an SR is, beside so many bytes that are to go there."""
     return f'{labelled(sr)}: {free_space(sr)}, the disks have {human_size(size)}'
 
 
 class Importer(Operator):
     """Imports archives and images, and takes back what is partly imported."""
-    def __init__(self, pool: Pool, store: Store, warnings: Warned, limit: float = 0) -> None:
+    def __init__(self, pool: Pool, store: Store, warnings: Warned, limit: float = 0):
         super().__init__(pool, warnings, numbered=False)
         self.store = store
         self.limit = limit     # seconds in which an import has to move
 
     @contextmanager
-    def restoring(self, name: str, keep: bool) -> Iterator[Restoring]:
+    def restoring(self, name: str, keep: bool):
         """Record a restore, and yield the record; remove what it made unless all went well."""
         Signals.current.at_once = False
         with self.store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
@@ -5292,7 +5289,7 @@ class Importer(Operator):
                                 f'mark ({settled})'):
                     self.end(record, True)
 
-    def end_killed(self) -> None:
+    def end_killed(self):
         """End restores that were killed."""
         with tolerating(self.warnings, 'cannot look for what a restore has left'):
             for path in self.store.restores().values():
@@ -5303,7 +5300,7 @@ class Importer(Operator):
                     elif record:
                         self.end(record, False)
 
-    def end(self, record: Restoring, ours: bool) -> None:
+    def end(self, record: Restoring, ours: bool):
         """Unmark what a restore made, or remove it if it is not complete; delete the record."""
         made = self.pool.marked(record.mark)
         if record.complete:
@@ -5319,7 +5316,7 @@ class Importer(Operator):
         if record.path:
             drop_record(record.path)
 
-    def unmark(self, word: str, made: Record, record: Restoring) -> None:
+    def unmark(self, word: str, made: Record, record: Restoring):
         """Take a restore's mark from a VM (word 'vm'), disk ('vdi') or network."""
         if made['name_label'] == MARKED.format(record.mark):
             self.xe.tell('vdi-param-set', uuid=made['uuid'], name_label=label_part(record.name))
@@ -5327,7 +5324,7 @@ class Importer(Operator):
             self.xe.tell(word + '-param-remove', uuid=made['uuid'], param_name='other-config',
                          param_key=MARK)
 
-    def remove(self, record: Restoring, ours: bool) -> None:
+    def remove(self, record: Restoring, ours: bool):
         """Remove what carries a mark, once nothing imports it; what others use by now loses it."""
         pool = self.pool
         for _ in pool.waiting('it is still being imported'):
@@ -5353,7 +5350,7 @@ class Importer(Operator):
         if any(left):
             raise CommandFailed('still there: ' + in_words(left))
 
-    def check_unused(self, made: Marked) -> None:
+    def check_unused(self, made: Marked):
         """Raise VmBackupError if somebody has started, copied or snapshotted what was made."""
         used = [each for each in [*made.vms.values(), *made.disks.values()]
                 if each['is_a_snapshot'] or each['snapshots']]
@@ -5369,7 +5366,7 @@ class Importer(Operator):
                                 '(it was started or copied, or has a snapshot; remove it: it is '
                                 'incomplete)')
 
-    def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off: bool = False) -> str:
+    def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off: bool = False):
         """Import an archive (`cut_off`: off all networks) or an image; return the new uuid."""
         check_signals()
         try:
@@ -5382,7 +5379,7 @@ class Importer(Operator):
                 text = f'no space left in SR, at first {space_of(target.sr, target.size)}: {text}'
             raise CommandFailed(text, error.code)
 
-    def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
+    def import_vm(self, path: str, target: Target, mark: str, cut_off: bool):
         """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
         readers = []           # type: List[Reader]
         words = {'sr_uuid': target.sr['uuid']}
@@ -5408,7 +5405,7 @@ class Importer(Operator):
                 raise CommandFailed(f'disk {device} has {found.get(device, 0)} bytes, not {size}')
         return uuid
 
-    def import_disk(self, chosen: Chosen, target: Target, record: Restoring) -> str:
+    def import_disk(self, chosen: Chosen, target: Target, record: Restoring):
         """Import an image of one of FORMS; return the uuid of the new disk, named by the mark."""
         path, form, _ = chosen
         size = target.size
@@ -5475,7 +5472,7 @@ td:first-child {{ width: 50%; overflow-wrap: anywhere }}
 '''
 
 
-def make_directories(path: str) -> None:
+def make_directories(path: str):
     """Make a directory, and those above it, where they are missing. Raise OSError."""
     if not exists(path):
         make_directories(dirname(path))
@@ -5484,12 +5481,12 @@ def make_directories(path: str) -> None:
 
 class StatusLog:
     """The file that 3.25 wrote, line by line; none for /dev/null or a run without a config file."""
-    def __init__(self, path: str, warnings: Warned) -> None:
+    def __init__(self, path: str, warnings: Warned):
         self.path = '' if path == os.devnull else path
         self.warnings = warnings
         self.lock = Lock()   # its lines are in the order of their times
 
-    def write(self, actor: str, *words: str) -> str:
+    def write(self, actor: str, *words: str):
         """Append `time,actor,host,words...`; return the time. A problem is a warning, and the end
         of it."""
         with self.lock:
@@ -5504,7 +5501,7 @@ class StatusLog:
                 self.path = ''
             return iso(moment)
 
-    def append(self, line: str) -> None:
+    def append(self, line: str):
         """Append a line. Raise OSError, for what is no file of its own too."""
         make_directories(dirname(self.path))
         with naming(self.path), open(
@@ -5512,12 +5509,12 @@ class StatusLog:
             stream.write(encoded(printable(line)) + b'\n')
 
     @functools.lru_cache()
-    def begin(self) -> str:
+    def begin(self):
         """Note, once, that a run begins; return when."""
         return self.write('vmbackup.py', 'begin')
 
 
-def last_logged(path: str) -> Optional[LastRun]:
+def last_logged(path: str):
     """Return this host's last run in a status log, also of 3.25, without a process; None without
     any. If the log was rotated meanwhile, it seems to have begun when it ended."""
     host = re.escape(this_host())
@@ -5538,7 +5535,7 @@ def last_logged(path: str) -> Optional[LastRun]:
     return None
 
 
-def hook_problem(path: str) -> str:
+def hook_problem(path: str):
     """Return the problem with the program that `hook` names, or ''."""
     if path and not (isfile(path) and os.access(path, os.X_OK)):
         return f'ERROR: config hook is not a program -> {path}'
@@ -5546,13 +5543,13 @@ def hook_problem(path: str) -> str:
     return wrong and f'ERROR: config hook is not safe -> {path}: {wrong}'
 
 
-def compose(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]) -> Any:
+def compose(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]):
     """Return a mail: what a run came to, in HTML with a table of VMs, those that failed first and
     why under their names; below it the lines of the log, attached if many."""
     from email import contentmanager, header, message, policy, utils
     from html import escape
 
-    def put(how: Callable, text: str, **more: str) -> None:
+    def put(how: Callable, text: str, **more: str):
         """Put text in; ASCII as it is, if no line is too long for that (RFC 5322, 2.1.1)."""
         text = encoded(text).decode('utf-8', 'replace')
         plain = match(r'([ -~\t]{,998}\n)*\Z', text)
@@ -5585,7 +5582,7 @@ def compose(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Ou
     return mail
 
 
-def security_of(settings: Settings) -> str:
+def security_of(settings: Settings):
     """Return how the mail server is talked to: none, starttls or tls."""
     if settings.mail_smtp_security != 'auto':
         return settings.mail_smtp_security
@@ -5593,7 +5590,7 @@ def security_of(settings: Settings) -> str:
     return {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, usual)
 
 
-def greeting(sender: str, host: str) -> str:
+def greeting(sender: str, host: str):
     """Return a name for EHLO that has a dot and is not localhost, or an address. No name server is
     asked, as smtplib would (RFC 5321, 2.3.5, 4.1.4; Postfix: reject_non_fqdn_helo_hostname)."""
     domain = sender.partition('@')[2]
@@ -5604,7 +5601,7 @@ def greeting(sender: str, host: str) -> str:
     return '[127.0.0.1]'
 
 
-def deliver(settings: Settings, message: Any) -> Record:
+def deliver(settings: Settings, message: Any):
     """Hand a mail to the server once; return its answers to those of the recipients that it
     refused. Raise SMTPRecipientsRefused for all of them, OSError, ValueError."""
     import smtplib
@@ -5616,7 +5613,7 @@ def deliver(settings: Settings, message: Any) -> Record:
         kind, options = smtplib.SMTP_SSL, {'context': ssl.create_default_context()}
 
     class Client(kind):        # one of smtplib, whose answers could have any number of lines
-        def getreply(self) -> Any:
+        def getreply(self):
             if not self.file:
                 self.file = self.sock.makefile('rb')
                 lines = itertools.repeat(self.file.readline, MOST_REPLIES)
@@ -5639,7 +5636,7 @@ def deliver(settings: Settings, message: Any) -> Record:
     return refused
 
 
-def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]) -> bool:
+def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]):
     """Mail what a run came to; return False if somebody does not get it. It is tried three times,
     but not where the server takes it for somebody, or refuses it for good (RFC 5321, 4.2.1: 5yz).
     """
@@ -5674,13 +5671,13 @@ class Turn:
     size = 0                   # bytes, once all is done
     need = ''                  # how many it needs, in words
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job):
         self.job = job
         self.warnings = []     # type: List[str]
         self.files = {}        # type: Dict[str, int]
 
     @property
-    def status(self) -> str:
+    def status(self):
         """Return the word for a turn that did not fail."""
         if self.skipped:
             return 'SKIPPED'
@@ -5690,12 +5687,12 @@ class Turn:
 class Errors(list):
     """Errors after which a command goes on; what is appended is logged at once."""
 
-    def append(self, text: str) -> None:
+    def append(self, text: str):
         """Log one and keep it."""
         self.tell(text)
         super().append(text)
 
-    def tell(self, text: str) -> None:
+    def tell(self, text: str):
         """Log an error."""
         log(f'ERROR {text}')
 
@@ -5704,14 +5701,14 @@ class Warnings(Errors):
     """Warnings that belong to no VM."""
     known = {}                 # type: Dict[str, str]      # those of the last run, since when
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.told = {}         # type: Dict[str, str]      # the same of this run
 
-    def tell(self, text: str) -> None:
+    def tell(self, text: str):
         """Log a warning."""
         log(f'***WARNING - {text}{self.since(text)}')
 
-    def since(self, text: str) -> str:
+    def since(self, text: str):
         """Return since when there is a warning, a VM's behind its name, if the last run had it."""
         text = text[:LONGEST_RECORDED]
         self.told[text] = self.known.get(text, f'{now():%Y-%m-%d}')
@@ -5727,7 +5724,7 @@ class Run:
     mailed = True              # unless the mail could not be sent
     signum = 0                 # of the signal that ended it
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config):
         self.config = config
         self.settings = config.settings
         logging = config.asks_for('status_log') and 'status_log' not in config.errors
@@ -5741,7 +5738,7 @@ class Run:
         self.started = iso(now())
         self.elapsed = stopwatch()
 
-    def attempt(self, turn: Turn, work: Callable) -> None:
+    def attempt(self, turn: Turn, work: Callable):
         """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
         elapsed = stopwatch()
         method, name = turn.job.method, turn.job.vm.name
@@ -5766,7 +5763,7 @@ class Run:
                              portable(turn.path) or None, turn.files, turn.size,
                              tuple(turn.warnings), reason))
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome):
         """Count and note how a VM's backup ended; size in GiB and time in minutes, both cut."""
         self.outcomes.append(outcome)
         status, minutes = outcome.status, outcome.seconds // 60
@@ -5777,7 +5774,7 @@ class Run:
         self.status_log.write(outcome.method, 'end', *words)
 
     @contextmanager
-    def surviving(self, what: str = '') -> Context:
+    def surviving(self, what: str = ''):
         """Do a step whose error, even a bug of ours, does not end the run."""
         try:
             yield
@@ -5786,7 +5783,7 @@ class Run:
             self.further_errors += 1
 
     @contextmanager
-    def until_ended(self) -> Context:
+    def until_ended(self):
         """Do all of the run, until an error or a signal ends it."""
         try:
             with self.surviving():
@@ -5796,11 +5793,11 @@ class Run:
             Signals.current.allow(SIGNAL_GRACE)        # for what tells of it
             self.errors.append(str(interruption))
 
-    def counts(self) -> Tally:
+    def counts(self):
         """Return the counts, as far as they are known."""
         return tally([outcome.status for outcome in self.outcomes], self.further_errors)
 
-    def verdict(self) -> Verdict:
+    def verdict(self):
         """Return the result, as far as it is known."""
         counts = self.counts()
         verdict = verdict_of(counts.errors or self.signum,
@@ -5809,7 +5806,7 @@ class Run:
             return verdict._replace(status=128 + self.signum)
         return SKIPPED if self.skipped and verdict == SUCCESS else verdict
 
-    def summary(self) -> Texts:
+    def summary(self):
         """Return the lines that tell what it came to, first what went wrong."""
         told = [sub(r'^\**(ERROR\W*)?', 'ERROR ', text) for text in self.errors]
         told += ['FAILED {0.name} ({0.status}): {0.error}'.format(each)
@@ -5825,7 +5822,7 @@ class Run:
             told.append('not begun or not ended: ' + abbreviate(missing))
         return told + self.left_alone
 
-    def report_end(self, words: str) -> None:
+    def report_end(self, words: str):
         """Log and mail how it ended."""
         verdict, counts = self.verdict(), self.counts()
         told = list(map(printable, self.summary()))
@@ -5843,7 +5840,7 @@ class Run:
                 self.mailed = send_mail(self.settings, subject, told, self.outcomes)
 
 
-def put_report(path: str, document: Record) -> None:
+def put_report(path: str, document: Record):
     """Write it whole or not at all; raise OSError, as for a device, whose place it would take."""
     make_directories(dirname(path))
     if lexists(path) and not S_ISREG(os.lstat(path).st_mode):
@@ -5861,7 +5858,7 @@ MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we
 NO_DISK_LEFT = 'all of its disks are excluded'
 
 
-def disks_told(exporter: Exporter) -> Record:
+def disks_told(exporter: Exporter):
     """Return what a manifest has of a VM's disks, those that are exported and all others."""
     told = {'disks': [], 'left_out': []}   # type: Dict[str, List[Record]]
     for disk in exporter.disks + exporter.others:
@@ -5877,7 +5874,7 @@ class Shared(Run):
     identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}  # type: Record
     clean_up_at_end = False    # something in the pool that the end of the run may mend
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config):
         super().__init__(config)
         settings = config.settings
         self.report_file = settings.report_file if config.asks_for('report_file') else ''
@@ -5892,7 +5889,7 @@ class Shared(Run):
         self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
         self.recorded = ExitStack()    # in backup_dir, once it is so: what its end does there
 
-    def exporter(self, method: str, warnings: Warned) -> Exporter:
+    def exporter(self, method: str, warnings: Warned):
         """Return the exporter of a method, with the settings that it needs."""
         settings, wanted = self.settings, 'all'
         extension = '.xva' + COMPRESSIONS[settings.compress].ending
@@ -5904,7 +5901,7 @@ class Shared(Run):
                   if rule.method == 'exclude-disk' and rule.text),
             settings.honour_nobak, wanted), warnings)
 
-    def call_hook(self, phase: str, warnings: Any = None, **known: str) -> bool:
+    def call_hook(self, phase: str, warnings: Any = None, **known: str):
         """Run the hook, if any; return True if what begins is to be skipped. A failure then raises
         CommandFailed, and is a warning at any other phase."""
         if not self.hook:
@@ -5933,7 +5930,7 @@ class Shared(Run):
             signals.at_once = at_once
         return False
 
-    def remove_leftovers(self, history: History, warnings: Warned) -> Texts:
+    def remove_leftovers(self, history: History, warnings: Warned):
         """Remove what a dead run left, in the pool and on disk; return snapshots that stay."""
         records = history.with_intent()
         for backup in records:
@@ -5945,7 +5942,7 @@ class Shared(Run):
                 finish_deleting(path)
         return [self.not_removed[each.path] for each in records if each.path in self.not_removed]
 
-    def remove_snapshot(self, backup: Backup, warnings: Warned) -> None:
+    def remove_snapshot(self, backup: Backup, warnings: Warned):
         """Remove the snapshot that a directory has a record of. Raise VmBackupError, OSError."""
         intent, clear = backup.intent(), True
         if intent and intent.pool != self.pool.uuid():
@@ -5976,7 +5973,7 @@ class VmBackup(Turn):
     before = {}                # type: Sizes       # bytes that the files of the last one take
     reserved = 0               # bytes by which the free space shrinks while files are written
 
-    def __init__(self, shared: Shared, job: Job) -> None:
+    def __init__(self, shared: Shared, job: Job):
         super().__init__(job)
         self.shared = shared
         self.settings = shared.settings
@@ -5986,7 +5983,7 @@ class VmBackup(Turn):
         self.manifest = {}     # type: Record
         self.exported = []     # type: List[ExportFile]
 
-    def run(self) -> None:
+    def run(self):
         """Make the backup, between its hooks and unless one skips it. Raise VmBackupError, OSError,
         Interrupted."""
         shared, vm, patience = self.shared, self.job.vm, self.settings.lock_wait * 60
@@ -6015,7 +6012,7 @@ class VmBackup(Turn):
                 if self.exporter.snapshot_may_remain:
                     shared.clean_up_at_end = True
 
-    def back_up_or_retry(self) -> None:
+    def back_up_or_retry(self):
         """Make the backup; once more where xapi went away before anything was exported, as that
         would else cost two VMs their backups, unless no call waits for it now (Pool.patience)."""
         try:
@@ -6037,7 +6034,7 @@ class VmBackup(Turn):
         del self.warnings[:]
         self.back_up()
 
-    def back_up(self) -> None:
+    def back_up(self):
         """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
         job, exporter = self.job, self.exporter
         self.began = now()
@@ -6089,7 +6086,7 @@ class VmBackup(Turn):
             self.tell_what_is_lacking()
             self.prune(self.judged(self.path))
 
-    def drop_last_failure(self) -> None:
+    def drop_last_failure(self):
         """Delete the records of failures, but for one of a snapshot that may be in a pool."""
         shared = self.shared
         log(f'Check for last **unsuccessful** backup: {self.history.directory}')
@@ -6109,7 +6106,7 @@ class VmBackup(Turn):
                         log(f'Deleting last **unsuccessful** backup {path} ')
                         shared.store.delete(failure)
 
-    def new_directory(self, names: Texts) -> None:
+    def new_directory(self, names: Texts):
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
         gain = 0               # bytes
         if self.settings.pre_clean:
@@ -6127,13 +6124,13 @@ class VmBackup(Turn):
                 self.held.enter_context(hold(path))
             self.reserved = last - gain
 
-    def unwritten(self) -> int:
+    def unwritten(self):
         """Return how many bytes of the free space it will still take."""
         with suppress(OSError):                        # its own thread will meet that, too
             return self.reserved and max(0, self.reserved - self.backup.occupied())
         return 0
 
-    def describe(self, snapshot: Snapshot) -> Record:
+    def describe(self, snapshot: Snapshot):
         """Return the manifest, as far as it is known before the export."""
         vm = self.job.vm
         return {
@@ -6143,7 +6140,7 @@ class VmBackup(Turn):
             'earlier': self.owner().earlier, 'snapshot': snapshot.uuid,
             **disks_told(self.exporter), **self.shared.identity}
 
-    def export(self, snapshot: Snapshot) -> int:
+    def export(self, snapshot: Snapshot):
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
         size = 0               # bytes
         self.begun = True
@@ -6164,7 +6161,7 @@ class VmBackup(Turn):
         self.reserved = 0
         return size
 
-    def verify(self) -> None:
+    def verify(self):
         """Verify the backup, unless verify=no; warn of its metadata. Raise BackupFailed."""
         if self.settings.verify == 'no':
             return
@@ -6180,7 +6177,7 @@ class VmBackup(Turn):
         self.warnings.extend(verified.problems)
         self.manifest['verified'] = verified.in_manifest({})
 
-    def finish(self, size: int) -> None:
+    def finish(self, size: int):
         """Write RESTORE.txt, the manifest and, last, the marker. Raise OSError."""
         with tolerating(self.warnings, f'{GUIDE} is missing'):
             write_guide(self.backup, self.exported, self.manifest)
@@ -6192,21 +6189,21 @@ class VmBackup(Turn):
             path = self.backup.file(self.exported[0].name)
         log(f'*** success: {path} : {size >> 30}G')
 
-    def owner(self) -> Manifest:
+    def owner(self):
         """Return whose are rotated: its own, and of this pool those of VMs that are gone."""
         pool = self.pool.uuid()
         return Manifest(uuid=self.job.vm.uuid, pool=pool, earlier=sorted(
             {backup.manifest.uuid for backup in self.history.completed()
              if backup.manifest.pool == pool} - set(self.pool.names)))
 
-    def judged(self, path: str = '') -> Judged:
+    def judged(self, path: str = ''):
         """Return why each older backup is kept beside the new one (see History.judged)."""
         owner, told = self.owner(), manifest_of(self.manifest)
         return self.history.judged(
             policy_of(self.settings, self.job), owner, told.of_the_vm,
             Aged(self.began, disks=told.holds if path else ()), path)
 
-    def prune(self, judged: Judged) -> None:
+    def prune(self, judged: Judged):
         """Delete older backups that nothing keeps; log what only a disk keeps."""
         for backup, why in judged:
             if not why:
@@ -6217,7 +6214,7 @@ class VmBackup(Turn):
                 log(f'kept beyond the count: {backup.path}, as no newer good backup has '
                     f'{", ".join(why)} (to let it go: prune {shell_word(backup.path)} preview)')
 
-    def tell_what_is_lacking(self) -> None:
+    def tell_what_is_lacking(self):
         """Log which disks are in no good backup; count the backups of others."""
         owner, told = self.owner(), manifest_of(self.manifest)
         lacking = disks_in_none([told, *(
@@ -6245,7 +6242,7 @@ WARNINGS_FOUND = ' - WARNINGS found (see above)'       # after a check, as 3.25
 ALWAYS_SHOWN = 'backup_dir status_log compress max_backups vdi_export_format pool_db_backup'.split()
 
 
-def program_problems(settings: Settings) -> Texts:
+def program_problems(settings: Settings):
     """Return the problems with the programs that the settings need."""
     problems = [hook_problem(settings.hook)]
     # xapi packs vm-exports: only to verify them takes a program.
@@ -6261,7 +6258,7 @@ class BackupRun(Shared):
     """A night's backup. Whatever happens, `end` reports it."""
     closing = ''               # the phase of the hook that is to follow
 
-    def make_plan(self) -> Plan:
+    def make_plan(self):
         """Return what is to be done. Raise PoolError."""
         vms = self.pool.vms(tuple(self.store.restores()))
         former = {}            # type: Dict[str, str]
@@ -6275,7 +6272,7 @@ class BackupRun(Shared):
         return select(self.config.rules, vms, self.settings.keep_last, self.settings.honour_nobak,
                       former)
 
-    def check(self, plan: Plan) -> Texts:
+    def check(self, plan: Plan):
         """Print settings and lists, as 3.25, and problems; return those that rule out a run."""
         config = self.config
         log(*config.notes,
@@ -6308,7 +6305,7 @@ class BackupRun(Shared):
             log('ERROR in configuration settings...')
         return errors
 
-    def look_at_disks(self, plan: Plan) -> None:
+    def look_at_disks(self, plan: Plan):
         """Remark on the disks of a plan's VMs. Raise PoolError."""
         vms = []               # type: List[Record]
         for job in plan.jobs:
@@ -6332,7 +6329,7 @@ class BackupRun(Shared):
                 plan.remark(level, f'{job.shown}: {text}')
         Console.current.tell(vms=vms)
 
-    def preview(self, line: CommandLine) -> int:
+    def preview(self, line: CommandLine):
         """Print what a run would do; return the exit status. Raise VmBackupError."""
         Console.current.tell(
             config=self.config.path, backup_dir=self.settings.backup_dir,
@@ -6359,7 +6356,7 @@ class BackupRun(Shared):
         log(ending, loud=True)
         return verdict.status
 
-    def run(self, line: CommandLine) -> None:
+    def run(self, line: CommandLine):
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
         self.closing = 'job-abort'
         if self.call_hook('job-init'):                 # which may mount what holds the status log
@@ -6382,7 +6379,7 @@ class BackupRun(Shared):
                 self.execute(plan)
             self.closing = 'job-end'
 
-    def begin(self) -> None:
+    def begin(self):
         """Note that the run begins: in the status log and, if it is usable, in backup_dir."""
         begun = self.status_log.begin()
         if not self.config.path or self.config.errors:
@@ -6402,7 +6399,7 @@ class BackupRun(Shared):
             except (VmBackupError, OSError) as error:
                 log(f'***NOTE - this run is not recorded in backup_dir: {explain(error)}')
 
-    def record_end(self, name: str, this_run: LastRun) -> None:
+    def record_end(self, name: str, this_run: LastRun):
         """Record that the run ends."""
         with tolerating(self.warnings, 'the end of this run is not recorded'):
             failed = ['{0.name:.{1}} ({0.status})'.format(outcome, LONGEST_NAME)
@@ -6412,7 +6409,7 @@ class BackupRun(Shared):
                 ended=iso(now()), result=f'{self.verdict().token} {self.counts()}',
                 failed=abbreviate(failed), warnings=told))
 
-    def end(self) -> int:
+    def end(self):
         """Run the last hooks, write report and end lines, mail; return the exit status."""
         Signals.current.at_once = False
         Signals.current.allow(SIGNAL_GRACE)
@@ -6438,7 +6435,7 @@ class BackupRun(Shared):
             self.call_hook('log-end', self.warnings, status=token)
         return self.verdict().status
 
-    def execute(self, plan: Plan) -> None:
+    def execute(self, plan: Plan):
         """Back up every VM of a plan; raise TargetError, Interrupted."""
         self.warnings.extend(plan.warnings)            # which are logged already
         Signals.current.at_once = False
@@ -6477,13 +6474,13 @@ class BackupRun(Shared):
         log(RULER)
         self.show_space('Space status')
 
-    def side_by_side(self) -> None:
+    def side_by_side(self):
         """Back up several VMs at once, each in a thread, the largest first."""
         import queue
         log(f'************ parallel= {self.settings.parallel} ***************')
         ended = queue.Queue()  # type: queue.Queue
 
-        def work(backup: VmBackup) -> None:
+        def work(backup: VmBackup):
             Console.current.thread.begin = f'[{backup.job.vm.name}] '
             try:
                 with self.surviving(), suppress(Interrupted):
@@ -6524,7 +6521,7 @@ class BackupRun(Shared):
             else:
                 return
 
-    def clean_up(self) -> None:
+    def clean_up(self):
         """Remove what runs have left, earlier ones that died or, at its end, this one."""
         self.not_removed.clear()
         del self.doubtful[:]
@@ -6537,7 +6534,7 @@ class BackupRun(Shared):
             Importer(self.pool, self.store, self.warnings).end_killed()
             self.clean_up_at_end = len(self.warnings) > known
 
-    def clean_up_one(self, history: History) -> None:
+    def clean_up_one(self, history: History):
         """Clean up one directory, unless another run is at work there."""
         with tolerating(self.warnings, f'cannot clean up {history.directory}'):
             if history.with_intent() or any(history.half_deleted()):
@@ -6548,7 +6545,7 @@ class BackupRun(Shared):
                 except BackupFailed as error:
                     log(f'***NOTE - {history.directory}: {error}')
 
-    def show_space(self, title: str) -> None:
+    def show_space(self, title: str):
         """Log what df says."""
         log(f'{title}: df -Th {self.store.root}')
         try:
@@ -6557,7 +6554,7 @@ class BackupRun(Shared):
         except CommandFailed as error:
             log(f'NOTE {error}')
 
-    def back_up_pool_database(self) -> None:
+    def back_up_pool_database(self):
         """Dump the pool's database, on its master. Raise VmBackupError, OSError."""
         log('*** begin backup_pool_metadata ***')
         if not self.pool.is_master():
@@ -6579,7 +6576,7 @@ class BackupRun(Shared):
                     log(f'Deleting oldest pool database dump {old}')
 
 
-def run_backup(line: CommandLine) -> int:
+def run_backup(line: CommandLine):
     """Make backups, or a preview. The mail on an unreadable config goes as by default."""
     if line.options['preview']:
         config = config_of(line)
@@ -6611,7 +6608,7 @@ def run_backup(line: CommandLine) -> int:
 LISTED = '{:16}  {:5}  {:10}  {:10}  {:7}  {:28}  {}'     # of a table of `list`
 
 
-def dumps_of(histories: Histories) -> Dict[str, Texts]:
+def dumps_of(histories: Histories):
     """Return paths of the pool database's dumps, by their directories. Raise OSError."""
     found = {}                 # type: Dict[str, Texts]
     for path in sorted(history.directory for history in histories):
@@ -6627,7 +6624,7 @@ class VerifyCommand(NamedTuple):
     every: bool                # all backups of a VM; else the newest
     results: List[Record]      # as --json prints them
 
-    def verify_vms(self, target: Store, dumps_too: bool) -> Plan:
+    def verify_vms(self, target: Store, dumps_too: bool):
         """Verify backups of the VMs that a config chooses of all there are; return the choice.
         Raise UsageError for a wrong one, TargetError, OSError."""
         histories = target.stocked()
@@ -6648,7 +6645,7 @@ class VerifyCommand(NamedTuple):
                 self.verify(path, self.prove_file)
         return plan
 
-    def verify(self, path: str, prove: Callable, vm: str = '') -> None:
+    def verify(self, path: str, prove: Callable, vm: str = ''):
         """Log and note what is found of a path. What is wrong there keeps no other from that."""
         check_signals()
         try:
@@ -6664,13 +6661,13 @@ class VerifyCommand(NamedTuple):
             'path': path, 'vm': vm, 'result': token, 'text': text, 'proved': proved or None})
         log(f'{word} {path}: {text}')
 
-    def prove_file(self, path: str) -> Texts:
+    def prove_file(self, path: str):
         """Read a file; return the result, a text, and what is proved. Raise as `Verifier.prove`."""
         proof = self.verifier.prove_in(read_backup(dirname(path), None), basename(path))
         return ('WARNING' if proof.proved == 'length' else 'SUCCESS',
                 f'{PROVED[proof.proved]}, {human_size(proof.size)}', proof.proved)
 
-    def prove_backup(self, path: str) -> Texts:
+    def prove_backup(self, path: str):
         """Do as `prove_file` for a backup, and put the result into its manifest."""
         backup = read_backup(path, None)
         if backup.trouble:
@@ -6695,7 +6692,7 @@ class VerifyCommand(NamedTuple):
         return verdict_of(found.problems, found.remarks).token, '; '.join(texts), found.proved
 
 
-def run_verify(line: CommandLine) -> int:
+def run_verify(line: CommandLine):
     """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
     every = line.options['backups'] == 'all'
     be_gentle(True)
@@ -6708,8 +6705,7 @@ def run_verify(line: CommandLine) -> int:
     if target.kind == 'file':
         command.verify(target.path, command.prove_file)
     elif target.kind == 'backup':
-        command.verify(target.path, command.prove_backup,
-                       target.backup(target.path).manifest.name)
+        command.verify(target.path, command.prove_backup, target.backup(target.path).manifest.name)
     else:
         plan = command.verify_vms(target, not line.only)
     tokens = [result['result'] for result in command.results] + ['WARNING'] * bool(plan.warnings)
@@ -6722,7 +6718,7 @@ def run_verify(line: CommandLine) -> int:
     return verdict.status
 
 
-def age(when: Time) -> str:
+def age(when: Time):
     """How long ago that was, for a person: 3d, 20h, 10min."""
     if not when:
         return '-'
@@ -6734,7 +6730,7 @@ def age(when: Time) -> str:
     return f'{seconds // 86400:.0f}d'
 
 
-def document_of(name: str, history: History) -> Record:
+def document_of(name: str, history: History):
     """Return what `list` tells of a VM, of its directory, as the README has its form."""
     owner, told = history.last_owner(), []     # type: Manifest, List[Record]
     for backup in history.everything():
@@ -6759,7 +6755,7 @@ def document_of(name: str, history: History) -> Record:
             'size': sum(backup['size'] or 0 for backup in told), 'backups': told}
 
 
-def table_of(document: Record) -> Iterator[str]:
+def table_of(document: Record):
     """Yield the document's lines for a person."""
     yield LISTED.format(*'when age method size outcome name remarks'.split())
     for vm in document['vms']:
@@ -6784,7 +6780,7 @@ def table_of(document: Record) -> Iterator[str]:
         len(document['vms']), document['good'], human_size(document['size']))
 
 
-def run_list(line: CommandLine) -> int:
+def run_list(line: CommandLine):
     """The command `list`; return the exit status. Raise VmBackupError, OSError."""
     target = open_target(line)
     if target.kind == 'backup':
@@ -6793,8 +6789,7 @@ def run_list(line: CommandLine) -> int:
     plan = select_histories(histories, target.config)
     log(*plan.messages, *plan.errors)
     found = [(job.vm.name, job.vm.saved) for job in plan.jobs]
-    found += [(failure.name, target.history(path_part(failure.name)))
-              for failure in plan.failures]
+    found += [(failure.name, target.history(path_part(failure.name))) for failure in plan.failures]
     vms = [document_of(*each) for each in sorted(found, key=lambda each: each[0])]
     dumps = [{'path': path, 'dumps': len(paths), 'newest': basename(paths[-1])}
              for path, paths in dumps_of(histories).items() if paths and not line.only]
@@ -6812,7 +6807,7 @@ def run_list(line: CommandLine) -> int:
                       plan.warnings or doubtful).status
 
 
-def owner_with_backup(history: History) -> Manifest:
+def owner_with_backup(history: History):
     """Return whose a directory is, if a good backup of that VM is in it; else whose nothing is."""
     owner = history.last_owner()
     if any(each.outcome == 'good' and not owner.other(each) for each in history.completed()):
@@ -6824,14 +6819,14 @@ class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
     kept = deleted = freed = 0
 
-    def __init__(self, target: Store, options: Strings) -> None:
+    def __init__(self, target: Store, options: Strings):
         self.errors = Errors()
         self.store = target
         self.previewing = options['preview']
         self.pool = options['pool']    # a uuid; its backups are to go from others' directories
         self.vms = set()       # type: Set[str]    # so, of VMs that have a good backup in their own
 
-    def let_go(self, history: History) -> Backups:
+    def let_go(self, history: History):
         """Return the backups of others that were asked to go; of a pool, beside a good one."""
         found = history.completed()
         if self.pool:
@@ -6841,7 +6836,7 @@ class Pruning:
         return [each for each in found if each.manifest.uuid in self.vms
                 and each.manifest.pool in ('', owner.pool) and not owner.rotates(each)]
 
-    def prune(self, job: Job, by_rules: bool) -> None:
+    def prune(self, job: Job, by_rules: bool):
         """Prune the backups of a VM, oldest first; without rules only those of others that are to
         go. Raise TargetError where a line of the config may mean it, and nothing tells; OSError."""
         known = {'name': True, 'uuid': job.vm.uuid, 'tag': 'tags' in job.vm.record}
@@ -6876,7 +6871,7 @@ class Pruning:
             else:
                 self.delete(backup)
 
-    def prune_one(self, path: str, history: History) -> None:
+    def prune_one(self, path: str, history: History):
         """Delete a backup that a person names; tell what that loses. Raise UsageError, OSError."""
         backup = self.store.backup(path)
         if backup.outcome not in COMPLETE or backup.protected:
@@ -6888,7 +6883,7 @@ class Pruning:
             log('***NOTE - no other good backup there has disk ' + lost)
         self.delete(backup)
 
-    def delete(self, backup: Backup) -> None:
+    def delete(self, backup: Backup):
         """Delete a backup, unless this is a preview."""
         log(f'  delete {basename(backup.path)}')
         with tolerating(self.errors, backup.path):
@@ -6899,7 +6894,7 @@ class Pruning:
             self.freed += size
 
 
-def to_prune(target: Store, pruning: Pruning) -> List[Any]:
+def to_prune(target: Store, pruning: Pruning):
     """Return the VMs chosen of a config, and whether rules apply, or only others' backups go."""
     config = target.config
     histories = target.stocked()
@@ -6926,7 +6921,7 @@ def to_prune(target: Store, pruning: Pruning) -> List[Any]:
     return found
 
 
-def run_prune(line: CommandLine) -> int:
+def run_prune(line: CommandLine):
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
     target = open_target(line)
     given = bool(line.only) + bool(line.options['pool'])
@@ -6954,7 +6949,7 @@ def run_prune(line: CommandLine) -> int:
     return verdict.status
 
 
-def run_protect(line: CommandLine) -> int:
+def run_protect(line: CommandLine):
     """Protect or unprotect; return the exit status. Raise VmBackupError, OSError."""
     protecting = line.command == 'protect'
     stores = [open_target(line._replace(words=[word]), bool) for word in line.words]
@@ -6982,7 +6977,7 @@ def run_protect(line: CommandLine) -> int:
 
 class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
-    def __init__(self, line: CommandLine) -> None:
+    def __init__(self, line: CommandLine):
         origin = line.options['from']
         target = (open_target if origin else open_config)(line._replace(words=[origin]))
         if target.kind not in ('config', 'store'):
@@ -6991,7 +6986,7 @@ class Sources:
         self.store = target
         self.given = origin
 
-    def find(self, word: str, date: str) -> Chosen:
+    def find(self, word: str, date: str):
         """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
         path = abspath(native(word))
         kind = kind_of(path)
@@ -7020,7 +7015,7 @@ class Sources:
             raise TargetError(f'it has no marker: the record of a failure, not a backup: {path}')
         return self.of_backup(backup)
 
-    def of_backup(self, backup: Backup) -> Chosen:
+    def of_backup(self, backup: Backup):
         """Return the archive or image of a backup. Raise TargetError unless it is one."""
         paths = {backup.file(name): backup.manifest.disk(name) for name in backup.archives()}
         if len(paths) != 1:
@@ -7030,14 +7025,14 @@ class Sources:
                                   for path, disk in paths.items())))
         return self.of_file(*paths)
 
-    def select(self, config: Config) -> Plan:
+    def select(self, config: Config):
         """Choose VMs as a config says; log what there is to tell. Raise TargetError, OSError."""
         self.store.check(False)
         plan = select_histories(self.store.stocked(), config)
         log(*plan.messages)
         return plan
 
-    def called(self, word: str) -> Histories:
+    def called(self, word: str):
         """Return the directories of VMs of that name, or of one that a share takes for it."""
         own = path_part(word)
         found = [self.store.history(own)]
@@ -7049,7 +7044,7 @@ class Sources:
         found = list(filter(History.holds_any, found))
         return [each for each in found if encoded(each.vm_name()) == encoded(word)] or found
 
-    def newest(self, histories: Histories, date: str = '', uuid: str = '') -> Backup:
+    def newest(self, histories: Histories, date: str = '', uuid: str = ''):
         """Return the newest good backup of a time that begins so, or a VM, of this host's pool if
         it has any. Raise UsageError if it may be of one VM or of another; TargetError without."""
         digits = sub('[^0-9]', '', date) or date
@@ -7076,7 +7071,7 @@ class Sources:
                                      each, dirname(each.path)) for each in newest))
         return max(newest, key=lambda backup: backup.when)
 
-    def of_file(self, path: str) -> Chosen:
+    def of_file(self, path: str):
         """Return an archive or image, with what its directory tells of it. Raise UsageError."""
         form = form_of(path)
         if form not in ('.xva', '.raw', '.vhd'):
@@ -7089,12 +7084,12 @@ class Sources:
 
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
-    def __init__(self, pool: Pool, sources: Sources, options: Strings) -> None:
+    def __init__(self, pool: Pool, sources: Sources, options: Strings):
         super().__init__(pool, sources.store, Warnings(),
                          sources.config.settings.stall_timeout * 60)
         self.options = defaultdict(str, options)   # a test has not all of them
 
-    def run(self, chosen: Chosen) -> None:
+    def run(self, chosen: Chosen):
         """Plan, verify, restore."""
         target = self.plan(chosen, self.options['name'])
         if self.options['preview']:
@@ -7105,7 +7100,7 @@ class Restorer(Importer):
             self.verify(chosen)
         self.restore(chosen, target)
 
-    def plan(self, chosen: Chosen, name: str) -> Target:
+    def plan(self, chosen: Chosen, name: str):
         """Find out where a restore goes, and log it; `name`: of the new VM or disk, if given."""
         manifest, when = chosen.backup.manifest, chosen.backup.started or ''
         vms = self.pool.records('VM')
@@ -7126,7 +7121,7 @@ class Restorer(Importer):
             return self.plan_vm(chosen, label_part(name), vms)
         return self.plan_disk(chosen, label_part(name))
 
-    def plan_vm(self, chosen: Chosen, name: str, vms: Records) -> Target:
+    def plan_vm(self, chosen: Chosen, name: str, vms: Records):
         """Plan the restore of an archive."""
         with opened(chosen.path, chosen.form) as reader:
             found = archived_vm(reader.read_ova())
@@ -7165,7 +7160,7 @@ class Restorer(Importer):
                 ' or '.join(map(labelled, same)) or f'{label}, which is not here: it will be made'))
         return Target(name, sr, total, disks, preserve)
 
-    def sr(self, size: int, title: str) -> Record:
+    def sr(self, size: int, title: str):
         """Return the record of the SR for disks of so many bytes: that of sr=, a name or uuid, or
         else the pool's default one. Log a title, and how full it is."""
         srs = {ref: sr for ref, sr in self.pool.records('SR').items()     # sm: udevSR.py, drives
@@ -7179,7 +7174,7 @@ class Restorer(Importer):
         log(title, '  SR:       ' + space_of(sr, size))
         return sr
 
-    def plan_disk(self, chosen: Chosen, name: str) -> Target:
+    def plan_disk(self, chosen: Chosen, name: str):
         """Plan the restore of an image, to the first free user device of a halted VM if asked."""
         file = basename(chosen.path)
         raw, size = chosen.form == '.raw', 0
@@ -7206,13 +7201,13 @@ class Restorer(Importer):
         log(f'  attached: to {word} as {device_name("", free[0])}')
         return Target(name, sr, size, attach=vm.uuid, device=free[0])
 
-    def verify(self, chosen: Chosen) -> None:
+    def verify(self, chosen: Chosen):
         """Verify what is to be restored. Raise Damaged."""
         file = basename(chosen.path)
         proved = Verifier(self.limit).prove_in(chosen.backup, file).proved
         log(f'verified {file}: {PROVED[proved]}')
 
-    def restore(self, chosen: Chosen, target: Target) -> None:
+    def restore(self, chosen: Chosen, target: Target):
         """Restore as planned, and log what was made."""
         xe = self.xe
         with self.restoring(target.name, True) as record:
@@ -7237,7 +7232,7 @@ class Restorer(Importer):
                 'device=0 bootable=true mode=RW type=Disk', loud=True)
 
 
-def run_restore(line: CommandLine) -> int:
+def run_restore(line: CommandLine):
     """The command `restore`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     sources = Sources(line)
     if bool(line.word) == bool(line.only):
@@ -7268,11 +7263,11 @@ class TestRestore(Run):
     """`test-restore`: restores backups, proves them and destroys what was restored."""
     done = '{0.method} {0.name} - ***{1}*** t:{2}'
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources):
         super().__init__(sources.config)
         self.sources = sources
 
-    def choose(self, word: str) -> Sequence[Job]:
+    def choose(self, word: str):
         """Return the VMs that a selector chooses, or the one of a path. Raise UsageError,
         OSError."""
         if '/' in word and names_file(word):
@@ -7285,7 +7280,7 @@ class TestRestore(Run):
             raise UsageError(f'no backup of a VM {word} in {self.sources.store.root}')
         return chosen
 
-    def run(self, word: str, restorer: Restorer) -> None:
+    def run(self, word: str, restorer: Restorer):
         """Test one backup of each VM that is chosen. Raise UsageError, OSError."""
         chosen = self.choose(word)
         restorer.warnings = self.warnings
@@ -7297,7 +7292,7 @@ class TestRestore(Run):
             restorer.warnings = turn.warnings
             self.attempt(turn, lambda: self.test(turn, restorer))
 
-    def test(self, turn: Turn, restorer: Restorer) -> None:
+    def test(self, turn: Turn, restorer: Restorer):
         """Test the Backup, or the newest good one of the History; record how that ended if it was
         tried and no signal came."""
         elapsed, when, fault = stopwatch(), iso(now()), ''
@@ -7329,7 +7324,7 @@ class TestRestore(Run):
             raise BackupFailed('TEST-RESTORE-FAIL', fault)
 
 
-def run_test_restore(line: CommandLine) -> int:
+def run_test_restore(line: CommandLine):
     """The command `test-restore`; return the exit status. Raise VmBackupError, OSError."""
     sources = Sources(line)
     test = TestRestore(sources)
@@ -7352,7 +7347,7 @@ FIGURES = (' | vms={vms} good={good} size={size_bytes}B leftovers={leftovers}',
            'oldest={oldest_seconds}s;;{max_age_seconds} leftovers={leftovers}')
 
 
-def plugin_line(state: str, text: str, figures: str = '') -> str:
+def plugin_line(state: str, text: str, figures: str = ''):
     """Return the one line of a monitoring plug-in, which nothing in the text can end (Nagios: text
     | 'label'=value[UOM];[warn];[crit];[min];[max])."""
     clean = encoded(printable(text)).decode('utf-8', 'replace').replace('|', '\\x7c')
@@ -7362,7 +7357,7 @@ def plugin_line(state: str, text: str, figures: str = '') -> str:
 
 class StatusCheck:
     """`status`: whether the backups of a config are as they should be. It locks nothing."""
-    def __init__(self, max_age: str) -> None:
+    def __init__(self, max_age: str):
         self.max_age = max_age     # as the administrator wrote it
         self.moment = now().timestamp()
         if not match(r'[1-9][0-9]{0,5}[mhd]\Z', max_age):
@@ -7372,7 +7367,7 @@ class StatusCheck:
         self.figures = {'max_age_seconds': self.limit, 'size_bytes': 0}
         self.vms = []          # type: List[Record]    # as --json prints them
 
-    def check(self, line: CommandLine) -> None:
+    def check(self, line: CommandLine):
         """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
         store = open_config(line)
         store.check()
@@ -7388,7 +7383,7 @@ class StatusCheck:
         self.found['WARNING'] += [f'left over: {abbreviate(paths)} ({remedy})'
                                   for remedy, paths in left.items()]
 
-    def check_backups(self, plan: Plan) -> None:
+    def check_backups(self, plan: Plan):
         """Judge the newest good backup of each VM, the oldest first."""
         for rule in plan.broken + plan.invalid:
             raise ConfigError(f'invalid regex or retention: {rule} ({rule.where})')
@@ -7430,7 +7425,7 @@ class StatusCheck:
         fine.append(f'{number} of {len(vms)} VMs have a {wanted}')
         self.figures.update(vms=len(vms), good=number)
 
-    def check_run(self, store: Store) -> None:
+    def check_run(self, store: Store):
         """Judge the last run, by its record or, if that is newer, by the status log."""
         name, runs = run_name(store.config.path), {}       # type: str, Dict[str, LastRun]
         try:
@@ -7458,7 +7453,7 @@ class StatusCheck:
             self.found['OK'].append('failed in it: ' + last.failed)
 
 
-def run_status(line: CommandLine) -> int:
+def run_status(line: CommandLine):
     """The command `status`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     status_check = StatusCheck(line.options['max_age'] or '26h')
     line.options['ignore_extra_keys'] = 'yes'
@@ -7473,7 +7468,7 @@ def run_status(line: CommandLine) -> int:
     return STATES.index(worst)
 
 
-def run_check_config(line: CommandLine) -> int:
+def run_check_config(line: CommandLine):
     """The command `check-config`; return the exit status. Raise VmBackupError."""
     config = read_config(line)
     settings = config.settings
@@ -7509,7 +7504,7 @@ def run_check_config(line: CommandLine) -> int:
     return verdict_of(errors, warnings).status
 
 
-def run_test_mail(line: CommandLine) -> int:
+def run_test_mail(line: CommandLine):
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
     line.options['ignore_extra_keys'] = 'yes'
     settings = open_config(line).config.settings
@@ -7860,15 +7855,15 @@ class Command(NamedTuple):
     help: str                  # of several lines, the first of which is what it does
     options: Dict[str, Key]    # its own, and those of the config file
 
-    def usage(self) -> str:
+    def usage(self):
         """Return its words and options in one line."""
         return f'{self.name} {self.words} [options]'.replace('  ', ' ')
 
-    def error(self, text: str, remark: str = '') -> UsageError:
+    def error(self, text: str, remark: str = ''):
         """Return what is wrong, and where help is."""
         return UsageError(f'{text} ({remark}see VmBackup.py help {self.name})')
 
-    def value(self, name: str, text: str) -> str:
+    def value(self, name: str, text: str):
         """Return the value of an option, or of a key of the config file. Raise UsageError."""
         key = self.options[name]
         is_flag = key.allowed == SWITCH
@@ -7884,7 +7879,7 @@ class Command(NamedTuple):
         return text if key is KEY.get(name) else value
 
 
-def read_commands() -> Dict[str, Command]:
+def read_commands():
     """Return the commands that COMMANDS_HELP tells of."""
     commands = {}
     for part in re.split(r'\n\n(?=[a-z])', COMMANDS_HELP.strip('\n')):
@@ -7906,7 +7901,7 @@ def read_commands() -> Dict[str, Command]:
 COMMANDS = read_commands()
 
 
-def value_text(name: str, config: Config) -> str:
+def value_text(name: str, config: Config):
     """Return what a config file says for a key's value, wherever it is read. Raise ConfigError."""
     value, place = config.given[name]
     if CONVERSIONS.get(name) is absolute:
@@ -7919,7 +7914,7 @@ def value_text(name: str, config: Config) -> str:
     raise ConfigError(f'no config file can hold this: {name}={value} ({place})')
 
 
-def run_config(line: CommandLine) -> int:
+def run_config(line: CommandLine):
     """Print a config file that says the same, or one to begin with; return the exit status. Raise
     ConfigError."""
     config, text = open_config(line).config, CONFIG_HEAD
@@ -7936,7 +7931,7 @@ def run_config(line: CommandLine) -> int:
     return SUCCESS.status
 
 
-def run_help(line: CommandLine) -> int:
+def run_help(line: CommandLine):
     """The commands `help` and `example`; return the exit status. Raise UsageError."""
     topic = line.word or line.command
     commands = '\n'.join(f'  {name:22s}{command.help.splitlines()[0]}'
@@ -7964,7 +7959,7 @@ RUNS = {
     'help': run_help}      # type: Dict[str, Callable[[CommandLine], int]]
 
 
-def misplaced(word: str, line: Texts) -> UsageError:
+def misplaced(word: str, line: Texts):
     """Return what tells of a command that does not come first, and of the line that was meant. A
     first word that is neither a command nor there as a file may be a password."""
     command = COMMANDS[word]
@@ -7981,7 +7976,7 @@ def misplaced(word: str, line: Texts) -> UsageError:
                       f'that is called so is vm-export={word}, a file ./{word})')
 
 
-def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
+def parse_command(command: Command, line: Texts, *about: str):
     """Return what the words behind a command, and behind what it is about, say, with all that is
     wrong in them."""
     rest, words = list(line[1 + len(about):]), list(about)
@@ -8025,7 +8020,7 @@ def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
                        'run it in dom0, or give password-file=FILE', wrong)
 
 
-def parse_words(words: Texts) -> CommandLine:
+def parse_words(words: Texts):
     """Divide a command line into its parts, among which is what is wrong with it."""
     first, second = [*words, ''][:2]
     name, equals, value = second.partition('=')
@@ -8049,7 +8044,7 @@ def parse_words(words: Texts) -> CommandLine:
     return line._replace(password=first, doubt=doubt)
 
 
-def plain_words(words: Texts) -> Texts:
+def plain_words(words: Texts):
     """Return a command line as it is, or one that asks for help in any way as `help` ..."""
     if len(words) == 1 and words[0].lower() in ('help', 'example', 'config'):
         return [words[0].lower()]
@@ -8067,7 +8062,7 @@ def plain_words(words: Texts) -> Texts:
     return words
 
 
-def tell_end(reason: str, console: Console) -> None:
+def tell_end(reason: str, console: Console):
     """Log what ended a command; where nobody can read that, tell the system's log."""
     with suppress(TargetError):                        # nobody reads what we print
         bounded('the output', log, reason)
@@ -8076,7 +8071,7 @@ def tell_end(reason: str, console: Console) -> None:
         syslog.syslog(syslog.LOG_ERR, ', '.join(list(console.lines)[-2:]))
 
 
-def heed(line: CommandLine, console: Console) -> None:
+def heed(line: CommandLine, console: Console):
     """Have the console print as a command line asks for, whatever is wrong with it."""
     command = 'preview' if line.options.get('preview') else line.command
     if line.options.get('json') and command != 'backup':
@@ -8089,7 +8084,7 @@ def heed(line: CommandLine, console: Console) -> None:
     console.terminal = console.stream and console.stream.isatty() and not console.quiet
 
 
-def perform(words: Texts, program: str, console: Console) -> int:
+def perform(words: Texts, program: str, console: Console):
     """Do what a command line asks for, or tell why it cannot be done; return the exit status."""
     Console.current, signals = console, Signals.current
     line, reason = CommandLine(), ''
@@ -8126,7 +8121,7 @@ def perform(words: Texts, program: str, console: Console) -> int:
     return status
 
 
-def main(argv: Texts) -> int:
+def main(argv: Texts):
     """Run; return the exit status."""
     streams = []
     for stream in sys.stdout, sys.stderr:
