@@ -3743,7 +3743,7 @@ class Store(Catalogue):
             check_signals()                            # while a thread of ours had it
             waited = stopwatch()
             while not self.lock(path, handle):
-                if waited() >= patience:
+                if waited() >= max(patience, 1):       # `list` may look at it
                     raise BackupFailed('VM-LOCKED', 'locked by another run (see lock_wait)')
                 check_signals()
                 Console.current.show('waiting for another run')
@@ -3794,15 +3794,20 @@ class Store(Catalogue):
         self.check_mounted()
         bounded('the share', write_json, f'{self.root}/{name}.json', run._asdict())
 
-    def goes_on(self, name: str, run: LastRun):
-        """Return whether a run without an end is at work, by its lock or else by its process."""
-        with suppress(OSError), self.lockable(self.lock_of(name)) as handle:
+    def is_locked(self, directory: str):
+        """Return whether a run holds that lock, None where nothing tells."""
+        with suppress(OSError), self.lockable(self.lock_of(directory)) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return False
             except BlockingIOError:
                 return True
-        return is_in_work(run)
+        return None
+
+    def goes_on(self, name: str, run: LastRun):
+        """Return whether a run without an end is at work, by its lock or else by its process."""
+        locked = self.is_locked(name)
+        return is_in_work(run) if locked is None else locked
 
     @contextmanager
     def restoring(self, pool: str, name: str, since: str):
@@ -6793,6 +6798,10 @@ def run_list(line: CommandLine):
     vms = [document_of(*each) for each in sorted(found, key=lambda each: each[0])]
     dumps = [{'path': path, 'dumps': len(paths), 'newest': basename(paths[-1])}
              for path, paths in dumps_of(histories).items() if paths and not line.only]
+    newest = [backup for vm in vms for backup in vm['backups'][:1]]
+    for backup in newest:
+        if backup['outcome'] == 'failed' and target.is_locked(dirname(backup['path'])):
+            backup['outcome'] = 'running'
     known = [each['path'] for each in vms + dumps]
     document = {
         'backup_dir': target.root, 'vms': vms, 'pool_dumps': dumps,
@@ -6802,7 +6811,7 @@ def run_list(line: CommandLine):
         'size': sum(vm['size'] for vm in vms)}
     if not Console.current.tell(**document):
         Console.current.write(''.join(printable(row) + '\n' for row in table_of(document)))
-    doubtful = any(backup['outcome'] != 'good' for vm in vms for backup in vm['backups'][:1])
+    doubtful = any(backup['outcome'] not in ('good', 'running') for backup in newest)
     return verdict_of(plan.errors or not all(vm['good'] for vm in vms),
                       plan.warnings or doubtful).status
 

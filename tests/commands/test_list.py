@@ -1,5 +1,6 @@
 """The command `list`: what it tells of backups, and what cannot disturb it."""
 
+import contextlib
 import datetime
 import io
 import json
@@ -11,7 +12,7 @@ import unittest.mock
 
 import VmBackup
 from tests.tools.support import HOST, PoolCase
-from tests.runs.test_store import AS_ANYBODY, DAY, RUBBISH, StoreCase
+from tests.runs.test_store import AS_ANYBODY, DAY, RUBBISH, StoreCase, store_at
 
 LATIN = os.fsdecode(b'b\xfcro')            # no UTF-8
 
@@ -216,6 +217,16 @@ class WhichOnes(ListCase):
         self.table(1, self.backups)
         self.backup('web', 4)
         self.table(0, self.backups)
+
+    def test_a_backup_that_is_being_made_is_no_failure(self):
+        self.backup('web', 1)
+        self.old_backup('web', DAY % 2, 'vm.cfg')
+        store = store_at(self.backups)
+        store.check()
+        for locked, outcome, status in (True, 'running', 0), (False, 'failed', 1):
+            with store.locked('web', 0) if locked else contextlib.suppress():
+                self.assertEqual([(DAY % 2, outcome), (DAY % 1, 'good')],
+                                 self.outcomes(self.document(status, self.backups)))
 
     def test_a_pattern_without_a_match_is_told_and_status_1(self):
         self.backup('web', 1)
