@@ -3176,8 +3176,9 @@ def read_backup(path: str, date: Optional[datetime]):
             if good or date:
                 if manifest.earlier is None:
                     manifest = seen.with_devices()
-                sizes = {name: manifest.files.get(name) or size_of(seen.file(name))
-                         for name in manifest.images() or seen.archives()}
+                sizes = {name: size for name, size in manifest.files.items()
+                         if name.endswith(IMAGES)} or {
+                    name: size_of(seen.file(name)) for name in seen.archives()}
                 if not good and seen.owners() == {'person'}:
                     outcome = 'remains'
     except FileNotFoundError:

@@ -268,6 +268,8 @@ class Robust(ListCase):
                          'verified', 'test_restore', 'files', 'method', 'vm', 'number', 'started')]
         manifests += [json.dumps({'files': {'a.xva': size, '\ud800.raw': size}}).encode('ascii')
                       for size in odd]
+        manifests += [json.dumps({'files': {name: 0}, 'disks': [{'file': name}]}).encode('ascii')
+                      for name in ('a\0.xva', '../a.xva', 'x' * 5000 + '.xva')]
         path = self.old_backup('db', DAY % 2, 'success')
         for manifest in manifests + list(RUBBISH):
             self.put_file(path + '/backup.json', manifest)
@@ -276,6 +278,7 @@ class Robust(ListCase):
                 self.assertIn(status, (0, 1, 2), manifest)
                 self.assertIn(told, output)
                 self.assertNotIn('\x1b', output)
+                self.assertNotIn('unreadable', output)
                 if words:
                     self.assertEqual(2, len(json.loads(output, parse_constant=self.fail)['vms']))
 
