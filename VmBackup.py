@@ -2961,7 +2961,8 @@ def finding(found: Record):
     if not found:
         return {}
     proved = value_in(found, 'proved')
-    return {'when': as_time(found.get('when')), 'fault': value_in(found, 'fault') or None,
+    fault = None if found.get('fault') is None else value_in(found, 'fault') or 'unknown'
+    return {'when': as_time(found.get('when')), 'fault': fault,
             'proved': proved if proved in PROVED else None,
             'sr': value_in(found, 'sr') or None, 'seconds': value_in(found, 'seconds', 0) or None}
 

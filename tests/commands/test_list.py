@@ -213,9 +213,10 @@ class WhichOnes(ListCase):
         self.assertEqual({'web': 1}, self.names(self.document(1, self.backups)))
         os.rename(bad, bad + '.txt')
         self.table(0, self.backups)
-        self.backup('web', 3, verified={'fault': 'x'})
-        self.table(1, self.backups)
-        self.backup('web', 4)
+        for day, fault in enumerate(('x', '', 7, [], False), 3):       # what it was, or not
+            self.backup('web', day, verified={'fault': fault})
+            self.table(1, self.backups)
+        self.backup('web', 8)
         self.table(0, self.backups)
 
     def test_a_backup_that_is_being_made_is_no_failure(self):
