@@ -1748,10 +1748,20 @@ def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
                 last_words.append(line.decode('utf-8', 'replace').rstrip('\r\n'))
                 tell(last_words[-1])
 
+    def ended():       # it is not reaped, so nobody gets its group's number
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
     with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **environ}) as child:
         listener = Thread(target=listen, daemon=True)
         listener.start()
-        attend([child], child.wait, argv, timeout, cuttable)
+        try:
+            attend([child], ended, argv, timeout, cuttable)
+        except BaseException:                          # end it, and whatever it has started
+            send_signal(SIGTERM, child)
+            with suppress(TargetError):
+                bounded('', ended, limit=REAP_TIMEOUT)
+            send_signal(SIGKILL, child)
+            raise
         listener.join(LAST_WORDS)
     status = child.returncode
     if status:
