@@ -5848,7 +5848,7 @@ class Run:
             log(*told, loud=True)
         log(f'VmBackup {words}ended - {verdict.phrase} - {counts}', loud=True)
         wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
-        if verdict != SKIPPED and wanted[self.settings.mail_mode]:
+        if self.settings.mail_to and verdict != SKIPPED and wanted[self.settings.mail_mode]:
             subject = f'{words}{verdict.token} - {counts}'
             if verdict.status:
                 subject += ' - ' + cut(told[0].partition(' ')[2], LONGEST_REASON)

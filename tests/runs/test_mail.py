@@ -241,6 +241,12 @@ class WhenItIsSent(MailCase):
                                      [mail.message['Subject'].split(' - ')[1]
                                       for mail in sink.mails])
 
+    def test_without_anybody_to_get_it_no_server_is_asked(self):
+        sink = self.sink()
+        self.mailed(0, sink, mail_to='')
+        self.mailed(2, sink, 'vm-export=missing', mail_to='', mail_smtp_user='me')
+        self.assertEqual(0, sink.connections)
+
     def test_a_preview_sends_nothing(self):
         sink = self.sink()
         config = self.mailing(sink, 'vm-export=missing')
