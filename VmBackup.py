@@ -1317,7 +1317,7 @@ def select(rules: Sequence[Rule], vms: Vms, max_backups: int, honour_nobak: bool
         plan.errors.append('ERROR regex errors found (see above) ')
     for rule in plan.only:
         if not any(chooses(rule, job.vm) for job in plan.jobs):
-            plan.errors.append(f'ERROR {rule} is none of the VMs that are selected')
+            plan.errors.append(f'ERROR {rule} is none of the VMs that are selected and found')
     if not (plan.jobs or plan.errors):
         plan.errors.append('ERROR no VMs loaded')
     plan.uncovered += dict.fromkeys(
@@ -6929,7 +6929,7 @@ def to_prune(target: Store, pruning: Pruning):
     pruning.vms = uuids.intersection(owner_with_backup(each).uuid for each in histories if uuids)
     for rule in only:
         if rule.word not in pruning.vms and not any(chooses(rule, job.vm) for job in plan.jobs):
-            raise UsageError(f'{rule} is none of the VMs that are selected')
+            raise UsageError(f'{rule} is none of the VMs that are selected and found')
     for failure in () if only else plan.failures:
         log(f'***NOTE - no backups of {failure.name}')
     found = []

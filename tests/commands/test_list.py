@@ -236,7 +236,7 @@ class WhichOnes(ListCase):
                          self.document(1, config)['messages'])
         self.assertRegex(self.table(1, config)[0], ' - .+WARNING - no backup found: vm-export=noth')
         self.assertRegex(self.table(2, self.backups, 'vm=w[b')[0],
-                         r' - ERROR vm=w\[b is none of the VMs that are selected$')
+                         r' - ERROR vm=w\[b is none of the VMs that are selected and found$')
 
     def test_wrong_words_are_one_line_and_status_2(self):
         path = self.backup('web', 1)

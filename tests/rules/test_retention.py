@@ -219,7 +219,7 @@ class Prune(RetentionCase):
             self.command(0, 'prune', self.config(*lines, **keys), *words)
             self.assertEqual(left, (self.days('web'), self.days('db')))
         done = self.command(2, 'prune', self.config('vm-export=web'), 'vm=db')
-        self.assertIn('ERROR vm=db is none of the VMs that are selected', done.lines)
+        self.assertIn('ERROR vm=db is none of the VMs that are selected and found', done.lines)
 
     def test_failures_and_what_is_not_ours_stay(self):
         self.made('web', 1, 2)
