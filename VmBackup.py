@@ -555,7 +555,7 @@ def quoted(argv: Texts):
 
 class Console:
     """The log on standard output, line by line; keeps this run's lines for the mail. On a terminal,
-    and nowhere else, a line below it shows how far each thread is."""
+    and nowhere else, lines below it show how far each thread is."""
     current = None             # type: Console     # that of this process
     terminal = False           # whether it is one that is to show how far all is
     quiet = False              # of the log only what is wrong, and how all ended
@@ -612,13 +612,13 @@ class Console:
         self.log(*lines)
 
     def draw(self, text: str):
-        """Print text, and below it how far the threads are, each in its part of one line."""
-        clear, self.shown = '\r\x1b[K' if self.shown else '', ''
+        """Print text, and below it how far the threads are, each in a line if there are as many."""
+        clear, self.shown = self.shown and '\r\x1b[K' + '\x1b[A\x1b[K' * self.shown.count('\n'), ''
         if self.passing:
             import shutil
-            width = shutil.get_terminal_size().columns or 80       # 0 on a serial console
-            width = width // len(self.passing) - 1
-            self.shown = ' '.join(cut(each, width) for each in self.passing.values())
+            width, height = shutil.get_terminal_size()             # 0 on a serial console
+            self.shown = '\n'.join(cut(each, (width or 80) - 1) for each in
+                                   list(self.passing.values())[:height or 24])
         self.put(self.stream, clear + text + self.shown)
 
     def write(self, text: str):
