@@ -7987,10 +7987,11 @@ def misplaced(word: str, line: Texts):
     first, *rest = line
     rest.remove(word)
     meant = [word, *map(shell_word, rest)]
+    file = shell_word(first) if names_file(first) else ''
     if not parse_command(command, [word, *rest]).words:
-        meant.insert(1, shell_word(first) if names_file(first) else command.words)
+        meant.insert(1, file or command.words)
     elif first not in ('local', *COMMANDS) and 'password_file' in command.options:
-        meant.append('password-file=FILE')
+        meant.append('password-file=' + (file or 'FILE'))
     if first == 'preview' and first in command.options:
         meant.append(first)
     return UsageError(f'{word} is a command and comes first: VmBackup.py {" ".join(meant)} (a VM '
@@ -8073,7 +8074,7 @@ def plain_words(words: Texts):
     commands = [word for word in before if word in COMMANDS][:1]
     if {'-h', '--help'}.intersection(map(str.lower, before)):
         return ['help', *commands]
-    if words[:1] in (['--version'], ['version']):
+    if words[:1] == ['--version'] or words == ['version']:
         return ['help', 'version']
     if commands and words[0].startswith('--'):
         name = words[0][2:].partition('=')[0].lower().replace('-', '_')

@@ -218,6 +218,7 @@ class Help(unittest.TestCase):
         self.assertLessEqual(len(page.splitlines()), 36)
         for words in (['--version'], ['version'], ['--version', 'list']):
             self.assertEqual((0, 'VmBackup.py %s\n' % VmBackup.VERSION), said(*words))
+        self.assertEqual('version', parsed('version', 'x.cfg').password)
         for word, start in (('CONFIG', '# Usage-config-file: '), ('Example', 'Usage-examples:')):
             self.assertTrue(said(word)[1].startswith(start))
         self.assertGreater(len(self.examples(said('example')[1])), 8)
@@ -267,7 +268,7 @@ class Wrong(PoolCase):
                 if pasted and path in meant and command.words and 'web' not in meant:
                     self.assertEqual(name, parsed(*shlex.split(pasted.group(1))).command)
         self.refused(['backup', '--quiet', 'list'], 'list is a command')
-        self.refused([path, 'backup', 'x.cfg'], 'backup x.cfg password-file=FILE (')
+        self.refused([path, 'backup', 'x.cfg'], 'backup x.cfg password-file=%s (' % path)
         self.refused(['preview', 'prune', path], 'VmBackup.py prune %s preview (' % path)
 
     def test_no_password_is_shown_whatever_follows_it_also_as_json(self):
