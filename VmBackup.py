@@ -7095,9 +7095,13 @@ class Sources:
     def of_file(self, path: str):
         """Return an archive or image, with what its directory tells of it. Raise UsageError."""
         form = form_of(path)
+        if form == '.dump':
+            command = quoted([Xe().program, 'pool-restore-database', f'file-name={path}'])
+            raise UsageError(f'not restored, a dump of the pool database: {path} (to be checked on '
+                             'the pool master, of the same release and hardware as then: '
+                             f'{command} dry-run=true; and restored without dry-run=true)')
         if form not in ('.xva', '.raw', '.vhd'):
-            raise UsageError(f'no archive or image: {path} (a config file is given as from=; for a '
-                             'dump of the pool database, see README.md)')
+            raise UsageError(f'no archive or image: {path} (a config file is given as from=)')
         if not self.given:
             self.store.set_root(root_of(path, 'file'))
         return Chosen(path, form, self.store.backup(dirname(path)))

@@ -290,7 +290,7 @@ class Choosing(RestoreCase):
         missing = 'no such backup or file, or VM in %s (see from=, and ' % self.backups
         for word, words in (('nobody', missing), (failed, 'it has no marker'),
                             (self.backups, 'no such backup or file'), (note, 'no archive or image'),
-                            (dump, 'for a dump of the pool database, see README.md'),
+                            (dump, "pool-restore-database file-name='%s' dry-run=true" % dump),
                             ('', 'usage: '), ('/nowhere/web.xva', 'no such backup or file')):
             with self.subTest(word=word):
                 self.refused(words, self.restore(word))
