@@ -6779,7 +6779,8 @@ def table_of(document: Record):
         good = f'{vm["good"]} good, {human_size(vm["size"])}' if vm['good'] else 'NO GOOD BACKUP'
         yield '{name} ({path}): {}'.format(good, **vm)
         for told in vm['backups']:
-            remarks = [told['of'], 'protected' if told['protected'] else '']
+            remarks = [told['of'], 'protected' if told['protected'] else '',
+                       (told['compression'] or '').replace('none', '')]
             for word, found in (('verified', told['verified']), ('restored', told['test_restore'])):
                 if found and found['fault']:
                     remarks.append(f'fault when {word}: {found["fault"]}')
@@ -7647,6 +7648,7 @@ list <config-file|backup_dir>
 
 {only}
 {json}
+    format=table|json      the same (default: table)
 {config}
 
   VmBackup.py list /root/night.cfg
@@ -8100,7 +8102,8 @@ def tell_end(reason: str, console: Console):
 def heed(line: CommandLine, console: Console):
     """Have the console print as a command line asks for, whatever is wrong with it."""
     command = 'preview' if line.options.get('preview') else line.command
-    if line.options.get('json') and command != 'backup':
+    wanted = line.options.get('json') or line.options.get('format') == 'json'
+    if wanted and command != 'backup':
         console.document = dict(
             schema=1, version=VERSION, command=command, host=this_host(), when=iso(now()),
             exit_status=0, error='', errors=[], warnings=[], notes=[])

@@ -69,6 +69,8 @@ class WhatIsTold(ListCase):
                              'fault': None, 'sr': None, 'seconds': None},
                 'test_restore': None, 'protected': False, 'of': ''},
                 self.only(self.document(0, self.backups, 'vm=' + vm)))
+        told = [line.partition('  gzip, ')[2] for line in self.table(0, self.backups)]
+        self.assertEqual(['checksums 0min'], list(filter(None, told)))
 
     def test_the_document_counts_all(self):
         self.backup('web', 1)
@@ -169,7 +171,7 @@ class WhatIsTold(ListCase):
         before, calls = self.tree(), self.sim.calls()
         self.sim.down()
         for line in self.table(0, self.backups):
-            self.assertLessEqual(len(line), 101, line)
+            self.assertLessEqual(len(line), 106, line)
         self.assertEqual((before, calls), (self.tree(), self.sim.calls()))
 
 
