@@ -6061,7 +6061,7 @@ class VmBackup(Turn):
         warned_of = self.shared.remove_leftovers(self.history, self.warnings)
         if len(warned_of) >= MOST_LEFTOVERS or '' in warned_of:
             raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
-                               + ', '.join(warned_of))
+                               + ', '.join(each or 'one of unknown uuid' for each in warned_of))
         self.drop_last_failure()
         self.new_directory(exporter.names(basename(self.history.directory), vm))
         log(f'new backup_dir: {self.path}', 'Exporting VM metadata XML info')
