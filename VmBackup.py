@@ -5618,7 +5618,7 @@ def greeting(sender: str, host: str):
     return '[127.0.0.1]'
 
 
-def deliver(settings: Settings, message: Any):
+def deliver(settings: Settings, message: Any, recipients: Texts):
     """Hand a mail to the server once; return its answers to those of the recipients that it
     refused. Raise SMTPRecipientsRefused for all of them, OSError, ValueError."""
     import smtplib
@@ -5647,7 +5647,7 @@ def deliver(settings: Settings, message: Any):
                 server.login(settings.mail_smtp_user, password)
             except UnicodeEncodeError:                 # its text holds a part of the password
                 raise ConfigError('account and password of a mail server must be ASCII') from None
-        refused = server.send_message(message, to_addrs=settings.mail_to)
+        refused = server.send_message(message, to_addrs=recipients)
         with suppress(OSError):                        # whatever it says now: it has the mail
             server.quit()
     return refused
@@ -5655,19 +5655,20 @@ def deliver(settings: Settings, message: Any):
 
 def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]):
     """Mail what a run came to; return False if somebody does not get it. It is tried three times,
-    but not where the server takes it for somebody, or refuses it for good (RFC 5321, 4.2.1: 5yz).
+    but not for those for whom the server takes it, or refuses it for good (RFC 5321, 4.2.1: 5yz).
     """
+    waiting, failed = settings.mail_to, False  # type: Texts, bool
     if settings.mail_smtp_user and security_of(settings) == 'none':
         log('***WARNING - mail_smtp_security=none sends the password of mail_smtp_user in clear')
     for attempt in range(1, MAIL_ATTEMPTS + 1):
         sleep(MAIL_PAUSE if attempt > 1 else 0)
         try:
             refused = bounded('the mail server', deliver, settings,
-                              compose(settings, subject, told, outcomes), limit=MAIL_LIMIT)
+                              compose(settings, subject, told, outcomes), waiting, limit=MAIL_LIMIT)
         except Exception as error:                     # whatever it is, the backup stands
             answer = getattr(error, 'smtp_code', 0), getattr(error, 'smtp_error', reason_of(error))
-            refused = getattr(error, 'recipients', dict.fromkeys(settings.mail_to, answer))
-        taken = [address for address in settings.mail_to if address not in refused]
+            refused = getattr(error, 'recipients', dict.fromkeys(waiting, answer))
+        taken = [address for address in waiting if address not in refused]
         if taken:
             log('mail sent to ' + ', '.join(taken))
         for address, (code, text) in refused.items():
@@ -5675,9 +5676,11 @@ def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[
             words = ' '.join(f'{max(code, 0) or ""} {words}'.split())[:LONGEST_LINE]
             log(f'***WARNING - mail to {address} failed, attempt {attempt} of {MAIL_ATTEMPTS}: '
                 f'{settings.mail_smtp_server}: {words}')
-        if taken or all(code // 100 == 5 for code, _ in refused.values()):
+        waiting = [address for address, (code, _) in refused.items() if code // 100 != 5]
+        failed |= len(waiting) < len(refused)
+        if not waiting:
             break
-    return not refused
+    return not (failed or waiting)
 
 
 class Turn:
