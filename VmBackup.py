@@ -2729,6 +2729,7 @@ def write_whole(path: str, data: bytes):
     temporary = f'{path}.{random_digits()}{NEW}'       # others may write it now, too
     try:
         with naming(path), create(temporary) as stream:
+            os.fchmod(stream.fileno(), 0o600)          # whatever the umask
             stream.write(data)
             stream.flush()
             os.fsync(stream)
