@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # VmBackup.py: backs up the VMs of a XenServer or XCP-ng pool from dom0.
 # Free software under the GNU General Public License, version 3 or later (see LICENSE).
-"""Back up VMs of a XenServer or XCP-ng pool: snapshot, export, clean up, rotate, report.
+"""Back up VMs of a XenServer or XCP-ng pool: snapshot, export, verify, clean up, rotate, report.
 
 Do not run this script unless you are comfortable with the commands that it issues for each VM:
 
@@ -12,24 +12,18 @@ Do not run this script unless you are comfortable with the commands that it issu
 before them `xe vm-export metadata=true`, which changes nothing; `xe snapshot-uninstall` where a
 snapshot could not be prepared, vm-uninstall failed or an earlier run was killed; `xe vdi-destroy`
 for disks of such a snapshot that are left, or are not to be exported; `xe vbd-unplug` and
-`vbd-destroy` where dom0 still has them; and `xe pool-dump-database` on request. Afterwards it reads
-and verifies what was exported, as `verify` does at any later time, without the pool. `list` shows
-what there is, `status` whether that is as it should be, and `prune` deletes what no rule keeps.
+`vbd-destroy` where dom0 still has them; on request `xe pool-dump-database`, and a program, `hook`.
 
-A restore, which has to be asked for, issues
+A restore, which has to be asked for, issues (the last for what is half done, or was but a test)
 
     of a VM       xe vm-import, vm-param-remove, vdi-param-remove, network-param-remove, vm-start
     of a disk     xe vdi-create, vdi-import, vbd-create, vdi-param-set
-
-and, to take back what is half restored or was restored for a test, xe vif-destroy, vm-destroy,
-vdi-destroy, network-destroy.
-
-A program that the config names as `hook` is run at each phase of a run.
+    taken back    xe vif-destroy, vm-destroy, vdi-destroy, network-destroy
 
 Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N. `status` has those of
 a monitoring plug-in instead.
 
-3.25 is the last release of NAUbackup/VmBackup, for Python 2: its configs, backups and logs go on.
+Configs, backups and logs of NAUbackup/VmBackup 3.25, which was for Python 2, go on.
 
 Map of this file, in the order in which a run meets its sections; each uses only those above it:
 
@@ -78,9 +72,8 @@ import unicodedata
 from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
-from errno import (EACCES, EAGAIN, EDQUOT, EFBIG, EINVAL, EIO, ELOOP, EMLINK,
-                   ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS, ESTALE,
-                   EXDEV)
+from errno import (EACCES, EAGAIN, EDQUOT, EFBIG, EINVAL, EIO, ELOOP, EMLINK, ENAMETOOLONG, ENOENT,
+                   ENOSPC, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS, ESTALE, EXDEV)
 from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
                 O_RDONLY, O_RDWR, O_WRONLY, fstat, getpid, pread)
 from os.path import (abspath, basename, dirname, exists, isdir, isfile, join, lexists, normpath,
@@ -92,8 +85,7 @@ from stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
 from subprocess import CompletedProcess, DEVNULL, PIPE, Popen, STDOUT, TimeoutExpired
 from threading import Lock, RLock, Thread, get_ident
 from time import monotonic, sleep
-from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
-                    Tuple)
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 from xml.parsers.expat import ExpatError, ParserCreate
 
 # What only some commands need, and what takes long to load (mail, HTTP, XML-RPC, XenAPI.py), is
@@ -229,11 +221,9 @@ Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by th
 Records = Dict[str, Record]    # objects of xapi by reference
 Texts = Sequence[str]
 Strings = Dict[str, str]       # texts by texts
-Pair = Tuple[str, str]
-DiskId = Pair                  # uuid and device
+DiskId = Tuple[str, str]       # uuid and device
 DiskIds = Sequence[DiskId]
 Sizes = Dict[str, int]         # bytes by names
-Pieces = Iterator[bytes]       # of what a file holds, one after the other
 Warned = List[str]             # warnings, to which more may be added
 Size = Optional[int]           # bytes, None where nothing tells it
 Time = Optional[str]           # as iso() writes it, the same
@@ -393,18 +383,15 @@ MOST_NAMES = 10            # of VMs or such in one text
 SHOW_EVERY = 1             # seconds after which a terminal shows anew what goes on
 LONGEST_RECORD = 2**20     # bytes of a manifest or a snapshot's record
 MOST_VALUES = 2**15        # in one
-LONGEST_NUMBER = 20        # characters of a number in one
 # What acts on a terminal or is not seen: C0, C1, ends of lines, what Unicode has as
 # Default_Ignorable but for forms of emojis and ideographs, bytes out of UTF-8 that could be C1.
 HIDDEN = re.compile(
     '[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f'
     '\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3'
     '\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff\udc80-\udc9f]')
-LONE = re.compile('[\ud800-\udc7f\udd00-\udfff]')      # surrogates that stand for no byte
 # What a line of the log tells of, and the rest of it, unless that only points at others.
 LEVEL = re.compile(r'\A\**(ERROR|WARNING|NOTE)(?: -|:)? '
                    r'(?!in configuration settings|.*\(see above\) *\Z)(.*)', re.DOTALL)
-LOUD = re.compile(r'\**(ERROR|WARNING)')
 QUOTES = {'filename': '"', 'new-name-label': '"', 'name-label': '"', 'file-name': "'"}    # 3.25's
 ACTS_WITHIN = {'"': f'["$`\\\\!]|{HIDDEN.pattern}', "'": f"'|{HIDDEN.pattern}"}
 
@@ -482,7 +469,8 @@ def printable(text: str):
     """Return text for one line: what is HIDDEN in it becomes escapes."""
     def escaped(found: Any):
         return found.group().encode('unicode_escape').decode('ascii')
-    return HIDDEN.sub(escaped, portable(LONE.sub(escaped, text)))
+    lone = '[\ud800-\udc7f\udd00-\udfff]'             # surrogates that stand for no byte
+    return HIDDEN.sub(escaped, portable(sub(lone, escaped, text)))
 
 
 def as_json(value: Any):
@@ -493,7 +481,7 @@ def as_json(value: Any):
 def as_number(text: str):
     """Return a number in JSON. Raise ValueError for what int() works on for hours, and for
     Infinity and fractions, which we never write."""
-    if len(text) > LONGEST_NUMBER:
+    if len(text) > 20:
         raise ValueError('it has a number that cannot be meant')
     return int(text)
 
@@ -505,8 +493,7 @@ def parse_json(data: bytes):
     """Return what JSON on a share holds. Raise ValueError for none, or more than we ever write."""
     values = sum(map(data.count, (b',', b'[', b'{')))
     if len(data) > LONGEST_RECORD or values > MOST_VALUES:
-        raise ValueError(f'{len(data)} bytes with {values} values, where {LONGEST_RECORD} with '
-                         f'{MOST_VALUES} are the most')
+        raise ValueError(f'{len(data)} bytes with {values} values, more than any of ours has')
     try:
         value = DECODER.decode(data.decode('utf-8'))
         encoded(json.dumps(value, ensure_ascii=False))     # raises for what is no text
@@ -576,13 +563,14 @@ class Console:
         full output is not an error."""
         begin = getattr(self.thread, 'begin', '')
         for text in lines:
-            self.sort(text)
+            for level, found in LEVEL.findall(text) if self.document else ():
+                self.document[level.lower() + 's'].append(found)
             line = printable(begin + text)
             with self.lock:
                 line = f'{now():%Y-%m-%d-(%H:%M:%S)} - {line}'
                 self.lines.append(line)
                 self.passing.pop(get_ident(), '')
-                if loud or not self.quiet or LOUD.match(text):
+                if loud or not self.quiet or match(r'\**(ERROR|WARNING)', text):
                     self.draw(line + '\n')
 
     def tell(self, **more: Any):
@@ -590,11 +578,6 @@ class Console:
         if self.document:
             self.document.update(more)
         return bool(self.document)
-
-    def sort(self, line: str):
-        """Take a line into the document, if it is an error, warning or note."""
-        for level, text in LEVEL.findall(line) if self.document else ():
-            self.document[level.lower() + 's'].append(text)
 
     def show(self, text: str):
         """Show how far this thread is, until its next line; on a terminal."""
@@ -655,8 +638,7 @@ def log(*lines: str, loud: bool = False):
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
 NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # no other of Python's
-# Words of other programs, and what they are here.
-FAMILIAR = {'dry_run': 'preview', 'check': 'check-config'}
+FAMILIAR = {'dry_run': 'preview', 'check': 'check-config'}     # words of other programs
 
 
 class Rule(NamedTuple):
@@ -811,8 +793,7 @@ KEYS = [Key(*found) for found in findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)'
 DEFAULT_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'    # of 3.25
 OF_ALL_VMS = dict(pool_db_backup=('0', 'default'), report_file=('', 'default'))    # with vm=
 INVENTORY = '/etc/xensource-inventory'
-# Types of file systems of one host.
-LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()
+LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()  # to one host
 # Is there if this host checks the certificates of its pool's hosts, which it may be told not to,
 # and these (xapi: xapi.ml, init_tls_verification; certificates.ml).
 POOL_VERIFIES = '/var/xapi/verify-certificates'
@@ -825,7 +806,7 @@ class Config(NamedTuple):
     path: str                  # of the file; '' for the defaults of the script's first page
     settings: Settings
     rules: Sequence[Rule]
-    given: Dict[str, Pair]     # text and place of each key
+    given: Dict[str, Tuple[str, str]]      # text and place of each key
     unexpected: Texts          # lines that cannot be understood: nothing can be done
     errors: Strings            # of keys whose values cannot be used: a preview can still go on
     notes: Texts               # what may be meant otherwise
@@ -885,13 +866,11 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
         values['report_file'] = ''
         errors['report_file'] = ('ERROR: config report_file would replace another file of this run '
                                  '-> {} ({})'.format(*given['report_file']))
-    return Config(path, Settings(**values), tuple(rules), given, tuple(unexpected), errors,
-                  tuple(notes))
+    return Config(path, Settings(**values), rules, given, tuple(unexpected), errors, tuple(notes))
 
 
 def read_config(line: CommandLine):
-    """Read the config file of a command line, or the defaults for none; log where from. Raise
-    ConfigError."""
+    """Read the config file, or the defaults for none; log where from. Raise ConfigError."""
     path = line.path
     if not path:
         return parse_config([], '', line)
@@ -1040,12 +1019,10 @@ def password_of(line: CommandLine):
     file, word = line.options.get('password_file', ''), line.password
     if line.options.get('password_stdin'):
         return password_typed()
-    if not (file or word):
-        return None
     path = native(file or word)
     if file or isfile(path) or '/' in word and exists(path):
         return read_password_file(path, log)
-    return word
+    return word or None
 
 
 def password_typed():
@@ -1076,7 +1053,6 @@ def installation_uuid():
 # Pure: from rules and the pool's VMs to a plan. What 3.25 selected is selected still.
 
 NOBAK = '[NOBAK]'
-LONGEST_MATCHED = 1024     # letters of a name that a regex sees: many would take it for ever
 
 
 class Vm(NamedTuple):
@@ -1086,9 +1062,6 @@ class Vm(NamedTuple):
     name: str
     record: Record             # those of section 8's FIELDS
     saved: Any = None          # its History, or one Backup, of a VM that is chosen by its backups
-
-
-Vms = Sequence[Vm]
 
 
 class Job(NamedTuple):
@@ -1115,7 +1088,7 @@ def regex_of(pattern: str):
 def matches(pattern: str, name: str):
     """Return whether a name equals a pattern, or that matches it."""
     regex = None if is_literal(pattern) else regex_of(pattern)     # the re module keeps 512
-    return name == pattern or bool(regex and regex.match(name[:LONGEST_MATCHED]))
+    return name == pattern or bool(regex and regex.match(name[:1024]))     # or it takes for ever
 
 
 def is_called(vm: Vm, rule: Rule):
@@ -1141,7 +1114,7 @@ def chooses(rule: Rule, vm: Vm):
 class Plan:
     """What a run will do, as its rules say one by one, and then `select`. Preview prints it, a run
     executes it. VMs are known by their references."""
-    def __init__(self, rules: Sequence[Rule] = (), vms: Vms = (), former: Strings = {},
+    def __init__(self, rules: Sequence[Rule] = (), vms: Sequence[Vm] = (), former: Strings = {},
                  saved: bool = False):
         self.rules = rules
         self.vms = vms
@@ -1277,7 +1250,7 @@ class DiskChoice(NamedTuple):
         return ''
 
 
-def select(rules: Sequence[Rule], vms: Vms, max_backups: int, honour_nobak: bool = False,
+def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_nobak: bool = False,
            former: Strings = {}, saved: bool = False):
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
     plan = Plan(rules, vms, former, saved)
@@ -1286,16 +1259,15 @@ def select(rules: Sequence[Rule], vms: Vms, max_backups: int, honour_nobak: bool
     both = []                  # type: List[str]
     for rule, vm in sorted(plan.winners.values(), key=lambda each: each[0].method):    # vdi- first
         name = vm.name
-        ref = vm.ref
         called = is_called(vm, rule)
-        if ref in plan.out:
+        if vm.ref in plan.out:
             if called:
                 plan.remark('NOTE', f'forcing exclude of: {name}')
             continue
-        if ref in covered:
+        if vm.ref in covered:
             both.append(name)
             continue
-        covered.add(ref)
+        covered.add(vm.ref)
         tags = vm.record.get('tags', ()) if honour_nobak else ()
         if any(match(r'xo:no-bak(=|\Z)', tag) for tag in tags):    # xen-orchestra: Backup tags
             level = 'ERROR' if called else 'NOTE'
@@ -1332,11 +1304,6 @@ def select(rules: Sequence[Rule], vms: Vms, max_backups: int, honour_nobak: bool
 # that were found damaged later do not count.
 
 
-# How many good backups of a VM a rule keeps: `last`, the newest; one of PERIODS, the newest of each
-# of so many that have one.
-Policy = Dict[str, int]
-
-
 class Aged(NamedTuple):
     """A good backup, as far as retention needs to know it."""
     when: datetime             # local time
@@ -1359,7 +1326,7 @@ def has_disk(held: DiskIds, disk: DiskId, disks: DiskIds):
                for uuid, device in held)
 
 
-def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()):
+def reasons(backups: Sequence[Aged], policy: Dict[str, int], disks: DiskIds = ()):
     """Return why each backup, oldest first, is kept; one without a reason may go.
 
     A rule keeps the newest sound backup of each of its periods, without regard to the other rules.
@@ -1391,7 +1358,7 @@ def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()):
 
 
 def policy_of(settings: Any, job: Job):
-    """Return how many backups of a VM each rule keeps."""
+    """Return how many backups of a VM each rule keeps: the newest, and one of each period."""
     return {'last': job.keep, **{name: getattr(settings, 'keep_' + name) for name in PERIODS}}
 
 
@@ -1471,7 +1438,6 @@ def bounded(what: str, function: Callable, *arguments: Any, watch: Optional[Call
 class Watchdog:
     """Detects a stalled transfer: neither the bytes nor the progress of xapi's tasks change. Shows
     how far it is: always on a terminal, every ten minutes in a log. Feeds a program, too."""
-
     pieces = None              # type: Any     # for its standard input: a generator of bytes
     done = 0                   # bytes of that
     seen = (-1, {})            # type: Tuple[int, Dict[str, float]]
@@ -1710,7 +1676,6 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
             children.append(stack.enter_context(started(command, stdin=child.stdout, stdout=file)))
             child.stdout.close()                       # the packer has it
             child.stdout = None
-
         said = []              # type: List[Tuple[bytes, bytes]]       # their outputs and errors
 
         def converse():    # in a thread of its own, as a child may say much before it reads on
@@ -1901,9 +1866,6 @@ class Marked(NamedTuple):
     networks: Records
 
 
-Snapshots = Sequence[Snapshot]
-
-
 @contextmanager
 def unless_gone():
     """Allow calls about an object that may be gone from the pool by now."""
@@ -1945,8 +1907,7 @@ class Answer(dict):
 
 
 def checked(method: str, answer: Any, is_record: bool = True):
-    """Return what a method answers: an object's record, which has a uuid, or something by
-    reference. Raise PoolError for anything else."""
+    """Return an answer: a record, which has a uuid, or something by reference; raise PoolError."""
     if not isinstance(answer, dict) or is_record and 'uuid' not in answer:
         raise PoolError(f'XenAPI {method} gave an unexpected answer')
     return Answer(answer)
@@ -3304,7 +3265,7 @@ class History:
         return sorted(self.backups(True)[::-1] + half,
                       key=lambda each: each.path if each.outcome in NO_BACKUP else '')
 
-    def judged(self, policy: Policy, owner: Manifest, disks: DiskIds = (),
+    def judged(self, policy: Dict[str, int], owner: Manifest, disks: DiskIds = (),
                new: Optional[Aged] = None, path: str = ''):
         """Return why each of the owner's backups is kept, also beside a new one at that path. Till
         it has one, the last sound one and what is newer have to stay, and are left out. `disks`:
@@ -4008,7 +3969,7 @@ def damaged_if_malformed():
         raise Damaged(f'it is not as xapi writes it: {error}')
 
 
-def parse_xml(pieces: Pieces, root: str, unpacker: Any = None):
+def parse_xml(pieces: Iterable[bytes], root: str, unpacker: Any = None):
     """Parse XML with that outermost element; an unpacker gets all of it. Raise Damaged for what
     takes memory or time without end. expat stops only at the end of a piece: those are small."""
     parser = ParserCreate()
@@ -4876,7 +4837,7 @@ class Remover(Operator):
             self.destroy(disks)
         in_several_tries(attempt)
 
-    def destroy(self, disks: Snapshots):
+    def destroy(self, disks: Sequence[Snapshot]):
         """Destroy disks of no VM; an export of one may still be ending (xapi: xapi_vdi.ml)."""
         wrong = VmBackupError('xe vdi-destroy did nothing')
         for disk in disks:
@@ -4961,7 +4922,7 @@ class Remover(Operator):
         self.pool.await_exports(intent.kind, found.ref)
         self.remove(ours)
 
-    def is_ours(self, kind: str, found: Snapshot, new: Snapshots, intent: Intent):
+    def is_ours(self, kind: str, found: Snapshot, new: Sequence[Snapshot], intent: Intent):
         """Return if it can only be what was meant: of a VM, the only template of then with our
         label; of a disk, the only one of then without VBD, with its label (xapi: xapi_vdi.ml)."""
         if kind == 'VM':
