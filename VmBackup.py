@@ -479,8 +479,7 @@ def as_json(value: Any):
 
 
 def as_number(text: str):
-    """Return a number in JSON. Raise ValueError for what int() works on for hours, and for
-    Infinity and fractions, which we never write."""
+    """Return an integer in JSON. Raise ValueError for others, and where int() would take hours."""
     if len(text) > 20:
         raise ValueError('it has a number that cannot be meant')
     return int(text)
@@ -559,8 +558,7 @@ class Console:
         self.thread = threading.local()        # `begin` of its lines; `turn`: of what it shows
 
     def log(self, *lines: str, loud: bool = False):
-        """Print lines with 3.25's time stamp, loud ones also where it is to be quiet. A closed or
-        full output is not an error."""
+        """Print lines with 3.25's time stamp, loud ones also where it is to be quiet."""
         begin = getattr(self.thread, 'begin', '')
         for text in lines:
             for level, found in LEVEL.findall(text) if self.document else ():
@@ -605,14 +603,13 @@ class Console:
         self.put(self.stream, clear + text + self.shown)
 
     def write(self, text: str):
-        """Print text as it is on standard output, whole if there is time (see Signals.watch), and
-        nothing below it."""
+        """Print text as it is on standard output, whole if there is time (see Signals.watch)."""
         self.end()
         with self.lock:
             self.put(self.output, text)
 
     def put(self, stream: Any, text: str):
-        """Print text where the cursor stands."""
+        """Print text where the cursor stands; a closed or full output is not an error."""
         data = encoded(text)
         try:
             while data and stream:
@@ -762,11 +759,10 @@ class Key(NamedTuple):
         """Return what a text means. Raise ValueError with a word for what is wrong."""
         if not text and self.name in MAY_BE_EMPTY:
             return ''
-        lowest, is_number, highest = self.allowed.partition(' to ')
+        least, is_number, most = self.allowed.partition(' to ')
         convert = CONVERSIONS.get(self.name, int if is_number else str)
         if is_number:
-            if not (match(NUMBERS[convert], text) and
-                    float(lowest) <= float(text) <= float(highest)):
+            if not (match(NUMBERS[convert], text) and float(least) <= float(text) <= float(most)):
                 raise ValueError('out of range')
         elif self.allowed:
             text = text.lower()
@@ -854,8 +850,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                     notes.append(f'***NOTE - config {name} is {value}, without {dropped} ({place})')
             except ValueError as error:
                 if place == 'default':
-                    raise ConfigError(f'default {name} {error} -> {text} '
-                                      "(this script's first page)")
+                    raise ConfigError(f"default {name} {error} -> {text} (the script's first page)")
                 errors[name] = f'ERROR: config {name} {error} -> {text} ({place}){key.hint()}'
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
@@ -949,8 +944,7 @@ def mount_points(table: str = '/proc/self/mountinfo', column: int = 4):
     with suppress(OSError), open(table, 'rb') as stream:
         for words in map(bytes.split, stream):
             if len(words) > column and words[column].startswith(b'/') and words[0][:1] != b'#':
-                point = sub(rb'\\([0-7]{3})', lambda escape: bytes([int(escape.group(1), 8)]),
-                            words[column])
+                point = sub(rb'\\([0-7]{3})', lambda code: bytes([int(code[1], 8)]), words[column])
                 found[os.fsdecode(point)] = words[-3:][0].decode('ascii', 'replace')
     return found
 
@@ -962,8 +956,7 @@ def is_local(path: str):
 
 
 def way(path: str):
-    """Yield path, mode and owner of each thing on the way to a path, also by links. Raise
-    OSError."""
+    """Yield path, mode and owner of all on the way to a path, also by links. Raise OSError."""
     here, rest = '/', join('/proc/self/cwd', path).split('/')
     for _ in range(1000):                              # links may lead round
         status = os.lstat(here)
@@ -1009,8 +1002,7 @@ def read_password_file(path: str, warn: Callable):
     except ValueError:
         password = ''
     if not password or '\0' in password:
-        raise ConfigError(f'no password in password file {path} (make it with '
-                          'create-password-file)')
+        raise ConfigError(f'no password in password file {path} (use create-password-file)')
     return password
 
 
@@ -1104,11 +1096,9 @@ def is_about(rule: Rule, vm: Vm):
 
 
 def chooses(rule: Rule, vm: Vm):
-    """Return whether vm= chooses a VM, one of several of its name perhaps by its directory's. It
-    has no number of backups behind it."""
-    directory = vm.ref.rpartition('/')[2]
+    """Return whether vm=, which has no :N, chooses a VM, one of namesakes by its directory too."""
     return rule.keep is None and is_about(rule, vm) or rule.text in (
-        vm.name, f'{vm.name}~{vm.uuid[:8]}', directory)
+        vm.name, f'{vm.name}~{vm.uuid[:8]}', vm.ref.rpartition('/')[2])
 
 
 class Plan:
@@ -1701,10 +1691,9 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
     return CompletedProcess(argv, child.returncode, output or b'', errors)
 
 
-def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
-             cuttable: bool, tell: Callable):
-    """Run a program. `tell` is called with each line, at once; if `cuttable`, a signal ends it;
-    what it leaves goes on. Raise CommandFailed with its last words; code: its exit status."""
+def run_hook(argv: Texts, own: Dict[str, bytes], timeout: float, cuttable: bool, tell: Callable):
+    """Run a program, with `own` in its environment. `tell` is called with each line; if `cuttable`,
+    a signal ends it; what it leaves goes on. Raise CommandFailed with its last words, status."""
     last_words = deque(maxlen=4)       # type: deque
 
     def listen():
@@ -1716,7 +1705,7 @@ def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
     def ended():       # it is not reaped, so nobody gets its group's number
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
 
-    with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **environ}) as child:
+    with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **own}) as child:
         listener = Thread(target=listen, daemon=True)
         listener.start()
         try:
@@ -1947,9 +1936,8 @@ class Pool:
         self.tables = {}                   # type: Dict[str, Records]
         self.names = {}                    # type: Dict[str, str]  # of VMs; '' for templates
         if url.startswith('https:') and not bundle:
-            log(f'***NOTE - the certificate of {self.shown} is not checked, as hosts '
-                'of this pool do not check theirs (use local as the password, or xe '
-                'pool-enable-tls-verification)')
+            log(f'***NOTE - the certificate of {self.shown} is not checked, as hosts of this pool '
+                'do not check theirs (local as the password, or xe pool-enable-tls-verification)')
         self.guarded('login_with_password', 'root', password or '', '1.0', 'VmBackup.py')
 
     @classmethod
@@ -2088,10 +2076,9 @@ class Pool:
             vbd = self.known('VBD', ref, fresh)
             if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
                 vdi = self.known('VDI', vbd['VDI'], fresh)
-                found.append(Disk(
-                    device_name(vbd['device'], vbd['userdevice']), vdi['name_label'],
-                    int(vdi['virtual_size']), ref, vbd, vbd['VDI'], vdi,
-                    self.field('SR', vdi['SR'], 'uuid')))
+                device = device_name(vbd['device'], vbd['userdevice'])
+                found.append(Disk(device, vdi['name_label'], int(vdi['virtual_size']), ref, vbd,
+                                  vbd['VDI'], vdi, self.field('SR', vdi['SR'], 'uuid')))
         return sorted(found, key=lambda disk: disk.vbd['userdevice'].zfill(9))
 
     def vifs(self, vm: Vm):
