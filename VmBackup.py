@@ -88,8 +88,7 @@ from time import monotonic, sleep
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 from xml.parsers.expat import ExpatError, ParserCreate
 
-# What only some commands need, and what takes long to load (mail, HTTP, XML-RPC, XenAPI.py), is
-# imported where it is used: `help` and `status` need a third less time.
+# What takes long to load (mail, HTTP, XML-RPC, XenAPI.py) is imported where it is used.
 
 VERSION = '5.0.0'
 
@@ -221,8 +220,7 @@ Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by th
 Records = Dict[str, Record]    # objects of xapi by reference
 Texts = Sequence[str]
 Strings = Dict[str, str]       # texts by texts
-DiskId = Tuple[str, str]       # uuid and device
-DiskIds = Sequence[DiskId]
+DiskIds = Sequence[Tuple[str, str]]    # uuids and devices
 Sizes = Dict[str, int]         # bytes by names
 Warned = List[str]             # warnings, to which more may be added
 Size = Optional[int]           # bytes, None where nothing tells it
@@ -521,8 +519,7 @@ def shell_word(text: str):
     text = portable(text)
     if not HIDDEN.search(text):
         return shlex.quote(text)
-    escaped = sub(rb'[^\w/ .,:=@%+~()-]', lambda found: b'\\x%02x' % ord(found.group()),
-                  encoded(text))
+    escaped = sub(rb'[^\w/ .,:=@%+~()-]', lambda found: b'\\x%02x' % ord(found[0]), encoded(text))
     return "$'" + escaped.decode('ascii') + "'"
 
 
@@ -540,8 +537,7 @@ def quoted(argv: Texts):
 
 
 class Console:
-    """The log on standard output, line by line; keeps this run's lines for the mail. On a terminal,
-    and nowhere else, lines below it show how far each thread is."""
+    """The log on standard output, whose lines are kept for the mail; a terminal shows progress."""
     current = None             # type: Console     # that of this process
     terminal = False           # whether it is one that is to show how far all is
     quiet = False              # of the log only what is wrong, and how all ended
@@ -659,8 +655,7 @@ def parse_rule(method: str, text: str, where: str):
         kind, word = found.groups()
     found = match(r'(.*):\s*([0-9]{1,9})\Z', word, DOTALL)
     if found and method in EXPORTS and (kind == 'name' or found.group(1)):
-        word = found.group(1)
-        keep = int(found.group(2))
+        word, keep = found.group(1), int(found.group(2))
     return Rule(method, text, where, kind, word.lower() if kind == 'uuid' else word, keep)
 
 
@@ -771,19 +766,17 @@ class Key(NamedTuple):
         return convert(text)
 
 
-MAY_BE_EMPTY = ('keep_last min_free hook report_file mail_from mail_helo '
-                'mail_smtp_password_file').split()
+MAY_BE_EMPTY = 'keep_last min_free hook report_file mail_from mail_smtp_password_file'.split()
 CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
-    dict.fromkeys(('lock_wait', 'stall_timeout', 'hook_timeout'), float),
-    **dict.fromkeys(('backup_dir', 'status_log', 'hook', 'report_file', 'mail_smtp_password_file'),
-                    absolute),
+    lock_wait=float, stall_timeout=float, hook_timeout=float, vdi_disks=devices, mail_from=address,
+    backup_dir=absolute, status_log=absolute, hook=absolute, report_file=absolute,
+    mail_smtp_password_file=absolute, backup_dir_pattern=directory_pattern,
     compress=lambda word: {'true': 'gzip', 'false': 'none'}.get(word, word),   # as 3.25
     pre_clean=lambda word: word == 'true', honour_nobak=lambda word: word == 'yes',
-    backup_dir_pattern=directory_pattern, vdi_disks=devices,
     mail_to=lambda text: tuple(address(part.strip()) for part in text.split(',') if part.strip()),
     min_free=lambda text: fitting(text, '[0-9]{1,6}[KMGT]|[0-9]{1,2}%', '10% or 500M, 50G, 2T'),
-    mail_from=address, mail_smtp_server=lambda text: text or 'localhost',
-    mail_helo=lambda text: fitting(text, r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]',     # or address
+    mail_smtp_server=lambda text: text or 'localhost',
+    mail_helo=lambda text: fitting(text, r'|[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]',    # or address
                                    'a name such as xen1.example.com'))
 KEYS = [Key(*found) for found in findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)', KEYS_HELP)]
 DEFAULT_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'    # of 3.25
@@ -1102,8 +1095,7 @@ def chooses(rule: Rule, vm: Vm):
 
 
 class Plan:
-    """What a run will do, as its rules say one by one, and then `select`. Preview prints it, a run
-    executes it. VMs are known by their references."""
+    """What a run will do, as its rules say, and `select`; preview prints it, a run executes it."""
     def __init__(self, rules: Sequence[Rule] = (), vms: Sequence[Vm] = (), former: Strings = {},
                  saved: bool = False):
         self.rules = rules
@@ -1200,10 +1192,9 @@ class Plan:
         is_export = rule.method in EXPORTS
         level = 'WARNING' if hint or is_export else 'NOTE'
         # What was meant as NAME:N; only of such a VM if it ends as a regex can, too.
-        number = is_export and by_name and not hint and match(
+        found = is_export and by_name and not hint and match(
             r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', rule.word, DOTALL)
-        if number and (number.lastindex == 2 or any(
-                matches(number.group(1), vm.name) for vm in self.vms)):
+        if found and (found.lastindex == 2 or any(matches(found[1], vm.name) for vm in self.vms)):
             self.invalid.append(rule)
             self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text}{line}')
             return
@@ -1250,16 +1241,13 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
     for rule, vm in sorted(plan.winners.values(), key=lambda each: each[0].method):    # vdi- first
         name = vm.name
         called = is_called(vm, rule)
+        tags = vm.record.get('tags', ()) if honour_nobak else ()
         if vm.ref in plan.out:
             if called:
                 plan.remark('NOTE', f'forcing exclude of: {name}')
-            continue
-        if vm.ref in covered:
+        elif vm.ref in covered:
             both.append(name)
-            continue
-        covered.add(vm.ref)
-        tags = vm.record.get('tags', ()) if honour_nobak else ()
-        if any(match(r'xo:no-bak(=|\Z)', tag) for tag in tags):    # xen-orchestra: Backup tags
+        elif any(match(r'xo:no-bak(=|\Z)', tag) for tag in tags):    # xen-orchestra: Backup tags
             level = 'ERROR' if called else 'NOTE'
             plan.remark(level, f'vm has the tag xo:no-bak: {name} (honour_nobak)')
             if called:
@@ -1269,6 +1257,7 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
             shown = f'{name}~{vm.uuid[:8]}' if namesakes[name] > 1 else name
             shown += '' if rule.keep is None else f':{rule.keep}'
             plan.jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown))
+        covered.add(vm.ref)
     doubled = Counter(job.vm.name for job in plan.jobs if job.vm.ref not in plan.exact)
     for name, count in doubled.items():
         if count > 1 and not saved:
@@ -1308,7 +1297,7 @@ PROTECTED = 'protected'        # why a backup is kept; the file in it that says 
 ONLY = 'disk '                 # another, with the device: no newer good backup has that disk
 
 
-def has_disk(held: DiskIds, disk: DiskId, disks: DiskIds):
+def has_disk(held: DiskIds, disk: Tuple[str, str], disks: DiskIds):
     """Return whether a disk of a VM, which has these disks now, is among those that are held: by
     its uuid or by its device, unless that was another one's, as devices are exchanged."""
     others = {uuid for uuid, _ in disks if uuid} - {disk[0]}
@@ -1382,8 +1371,7 @@ XE_CODES = {
     'HANDLE_INVALID': 'HANDLE_INVALID|You gave an invalid object reference',
     'OTHER_OPERATION_IN_PROGRESS': 'currently in progress',
     FULL: 'SR_FULL|The SR is full|SR_BACKEND_FAILURE_44|insufficient space|ENOSPC',
-    'IMPORT_INCOMPATIBLE_VERSION':
-        'IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version',
+    'IMPORT_INCOMPATIBLE_VERSION': 'IMPORT_INCOMPATIBLE_VERSION|\\(incompatible\\) product version',
     'DUPLICATE_MAC_SEED': 'DUPLICATE_MAC_SEED|MAC seed is already in use',
     HAS_USB: 'VM_HAS_VUSBS|has VUSBs', IN_USE: 'in use'}       # the first that fits counts
 
@@ -1632,10 +1620,10 @@ def decoded(output: bytes):
     return output.decode('utf-8', 'replace').strip()
 
 
-def attend(children: Sequence[Popen], work: Callable, argv: Texts, timeout: float, cuttable: bool,
+def attend(children: Sequence[Popen], work: Callable, argv: Texts, limit: float, cuttable: bool,
            watchdog: Optional[Watchdog] = None):
     """Do work that ends with the children, which if `cuttable` a signal ends. Raise CommandFailed
-    if it takes over `timeout` seconds or, with a watchdog, stalls; Interrupted."""
+    if it takes over `limit` seconds or, with a watchdog, stalls; Interrupted."""
     signals, waited = Signals.current if cuttable else Signals(), stopwatch()
 
     def watch():
@@ -1643,9 +1631,8 @@ def attend(children: Sequence[Popen], work: Callable, argv: Texts, timeout: floa
             raise signals.reason()
         if watchdog:
             watchdog.check()
-        elif waited() >= timeout:
-            raise CommandFailed(f'still running after {timeout:g} seconds: {quoted(argv)}',
-                                TIMED_OUT)
+        elif waited() >= limit:
+            raise CommandFailed(f'still running after {limit:g} seconds: {quoted(argv)}', TIMED_OUT)
 
     with signals.ending(children):
         bounded('', work, watch=watch, every=watchdog.every if watchdog else WATCH_EVERY)
@@ -1662,8 +1649,8 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
         children = [child]
         stream, child.stdin = child.stdin, None        # else communicate() would close it
         if packer:
-            command, file = packer
-            children.append(stack.enter_context(started(command, stdin=child.stdout, stdout=file)))
+            tool, file = packer
+            children.append(stack.enter_context(started(tool, stdin=child.stdout, stdout=file)))
             child.stdout.close()                       # the packer has it
             child.stdout = None
         said = []              # type: List[Tuple[bytes, bytes]]       # their outputs and errors
@@ -1685,8 +1672,7 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
         attend(children, converse, argv, timeout, cuttable, watchdog)
     status = children[-1].returncode
     if packer and status:
-        raise CommandFailed(
-            f'{command[0]} failed: {decoded(said[-1][1]) or f"exit status {status}"}')
+        raise CommandFailed(f'{tool[0]} failed: {decoded(said[-1][1]) or f"exit status {status}"}')
     output, errors = said[0]
     return CompletedProcess(argv, child.returncode, output or b'', errors)
 
@@ -1694,13 +1680,13 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
 def run_hook(argv: Texts, own: Dict[str, bytes], timeout: float, cuttable: bool, tell: Callable):
     """Run a program, with `own` in its environment. `tell` is called with each line; if `cuttable`,
     a signal ends it; what it leaves goes on. Raise CommandFailed with its last words, status."""
-    last_words = deque(maxlen=4)       # type: deque
+    last = deque(maxlen=4)     # type: deque
 
     def listen():
         with child.stdout as stream:
             for line in iter(lambda: stream.readline(LONGEST_LINE), b''):
-                last_words.append(line.decode('utf-8', 'replace').rstrip('\r\n'))
-                tell(last_words[-1])
+                last.append(line.decode('utf-8', 'replace').rstrip('\r\n'))
+                tell(last[-1])
 
     def ended():       # it is not reaped, so nobody gets its group's number
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
@@ -1719,8 +1705,7 @@ def run_hook(argv: Texts, own: Dict[str, bytes], timeout: float, cuttable: bool,
         listener.join(LAST_WORDS)
     status = child.returncode
     if status:
-        raise CommandFailed(f'exit status {status}: {" / ".join(last_words)}'.rstrip(': '),
-                            str(status))
+        raise CommandFailed(f'exit status {status}: {" / ".join(last)}'.rstrip(': '), str(status))
 
 
 def packing_command(compression: Compression, undo: bool = False):
