@@ -380,7 +380,6 @@ def plain_name(name: str):
 MOST_NAMES = 10            # of VMs or such in one text
 SHOW_EVERY = 1             # seconds after which a terminal shows anew what goes on
 LONGEST_RECORD = 2**20     # bytes of a manifest or a snapshot's record
-MOST_VALUES = 2**15        # in one
 # What acts on a terminal or is not seen: C0, C1, ends of lines, what Unicode has as
 # Default_Ignorable but for forms of emojis and ideographs, bytes out of UTF-8 that could be C1.
 HIDDEN = re.compile(
@@ -489,7 +488,7 @@ DECODER = json.JSONDecoder(parse_int=as_number, parse_float=as_number, parse_con
 def parse_json(data: bytes):
     """Return what JSON on a share holds. Raise ValueError for none, or more than we ever write."""
     values = sum(map(data.count, (b',', b'[', b'{')))
-    if len(data) > LONGEST_RECORD or values > MOST_VALUES:
+    if len(data) > LONGEST_RECORD or values > 2**15:
         raise ValueError(f'{len(data)} bytes with {values} values, more than any of ours has')
     try:
         value = DECODER.decode(data.decode('utf-8'))
@@ -1109,7 +1108,6 @@ class Plan:
         self.uncovered = []    # type: List[str]       # names that no rule mentions
         self.out = {}          # type: Dict[str, str]  # names of those that are excluded
         self.winners = {}      # type: Dict[Tuple[str, str], Tuple[Rule, Vm]]
-        self.exact = set()     # type: Set[str]        # chosen by tag or uuid
         self.failures = []     # type: List[Outcome]   # of VMs that cannot be backed up
         self.broken = []       # type: List[Rule]      # those that are no regular expressions
         self.invalid = []      # type: List[Rule]      # those with a retention that is no number
@@ -1139,8 +1137,6 @@ class Plan:
                 if is_called(vm, old) and not is_called(vm, rule) and old.keep != rule.keep:
                     self.remark('NOTE', f'a later regex overrides the retention of {old.text}')
                 self.winners[key] = rule, vm
-                if rule.kind != 'name':
-                    self.exact.add(vm.ref)
             if not found:
                 self.not_found(rule)
         self.excluded = list(dict.fromkeys(self.out.values()))
@@ -1237,7 +1233,7 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
     plan = Plan(rules, vms, former, saved)
     namesakes = Counter(vm.name for vm in vms)
     covered = set(plan.out)
-    both = []                  # type: List[str]
+    both, doubled = [], Counter()      # type: List[str], Counter
     for rule, vm in sorted(plan.winners.values(), key=lambda each: each[0].method):    # vdi- first
         name = vm.name
         called = is_called(vm, rule)
@@ -1257,8 +1253,8 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
             shown = f'{name}~{vm.uuid[:8]}' if namesakes[name] > 1 else name
             shown += '' if rule.keep is None else f':{rule.keep}'
             plan.jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown))
+            doubled[name] += rule.kind == 'name'
         covered.add(vm.ref)
-    doubled = Counter(job.vm.name for job in plan.jobs if job.vm.ref not in plan.exact)
     for name, count in doubled.items():
         if count > 1 and not saved:
             plan.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
@@ -1760,8 +1756,7 @@ class Xe:
         """Log and run a command, in which new_name becomes new-name; not logged if only `asking`.
         With a watchdog it transfers a file, the one `at` a path if given, with a packer or fed (see
         `run`), and a signal ends it. Return its output; raise CommandFailed with its last words. xe
-        says 0 or 1 (xapi: xe-cli/newcli.ml), but 0 after an export that failed or made no file
-        (xapi: cli_operations.ml, download_file)."""
+        says 0 also where an export failed or made no file (xapi: cli_operations.ml)."""
         argv = [self.program, verb]
         given = argv[:]
         for name, value in parameters.items():
@@ -1851,8 +1846,7 @@ def unless_gone():
 
 
 def device_name(device: str, number: str):
-    """Return the device of a VBD. One of a VM that never ran has only a number: 0 is xvda, 26 is
-    xvdaa (xapi: device_number.ml, string_of_int26)."""
+    """Return a VBD's device; a VM that never ran has but its number (xapi: device_number.ml)."""
     if device or not match('[0-9]{1,7}\\Z', number):
         return device or number
     letters, rest = '', int(number) + 1
@@ -2162,9 +2156,8 @@ class Pool:
         return list(vbd['other_config']) == ['task_id']
 
     def progress(self, word: str, others: Iterable[str] = ()):
-        """Return which share of their work pending tasks have done, by reference, that carry a word
-        in name or description: the uuid of a VM that is exported, `VDI import` (recorded from xapi
-        25.33.2, 26.17.0); but for the others. None, where xapi does not tell."""
+        """Return the progress of pending tasks but the others, by reference, that have a word in
+        name or description: an exported VM's uuid, `VDI import` (in xapi 25.33.2 and 26.17.0)."""
         with suppress(PoolError):
             return {ref: task['progress'] for ref, task in self.records('task').items()
                     if task['status'] == 'pending' and ref not in others
@@ -2192,9 +2185,8 @@ class Pool:
 
     def vm_words(self, vm: Vm):
         """Return what tells a VM from its namesakes: uuid, state and host."""
-        record = vm.record
-        host = self.field('host', record['resident_on'])
-        return f'{vm.uuid} ({record["power_state"]}{host and ", on " + host})'
+        host = self.field('host', vm.record['resident_on'])
+        return f'{vm.uuid} ({vm.record["power_state"]}{host and ", on " + host})'
 
     def sr_words(self, srs: Records):
         """Return what tells storage repositories from each other: uuid, hosts and free space."""

@@ -343,7 +343,7 @@ class TheFirstPage(MailCase):
         self.script = self.with_defaults(max_backups='many')
         for words in (['db', 'preview'], [self.config('vm-export=db')]):
             done = self.command(2, 'password', *words)
-            self.assertEqual(["ERROR default max_backups out of range -> many (this script's "
+            self.assertEqual(["ERROR default max_backups out of range -> many (the script's "
                               'first page)'], done.lines)
 
 
