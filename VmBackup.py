@@ -20,10 +20,9 @@ A restore, which has to be asked for, issues (the last for what is half done, or
     of a disk     xe vdi-create, vdi-import, vbd-create, vdi-param-set
     taken back    xe vif-destroy, vm-destroy, vdi-destroy, network-destroy
 
-Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N. `status` has those of
-a monitoring plug-in instead.
-
-Configs, backups and logs of NAUbackup/VmBackup 3.25, which was for Python 2, go on.
+Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N; of `status`, as a
+plug-in's. Configs, backups and logs of NAUbackup/VmBackup 3.25, for Python 2, go on. Facts about xe
+and xapi name their place in the sources of xapi-project/xen-api.
 
 Map of this file, in the order in which a run meets its sections; each uses only those above it:
 
@@ -50,8 +49,6 @@ Map of this file, in the order in which a run meets its sections; each uses only
     21 Restores      restore, test-restore
     22 Checks        status, check-config, test-mail
     23 Command line  help texts, main
-
-Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
 """
 
 import base64
@@ -624,8 +621,7 @@ def log(*lines: str, loud: bool = False):
 # ----------------------------------------------------------------------------------------------
 # 4. Settings: what was asked: command line, config file, password files, whose they are
 # ----------------------------------------------------------------------------------------------
-# KEYS is the one source of every config key's name, default, range and meaning. Nothing here
-# knows of the pool, but of who may change a file, and the inventory that names this host.
+# KEYS is the one source of each key's name, default, range, meaning. Nothing here knows the pool.
 
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
@@ -782,10 +778,8 @@ DEFAULT_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'    # of 3.25
 OF_ALL_VMS = dict(pool_db_backup=('0', 'default'), report_file=('', 'default'))    # with vm=
 INVENTORY = '/etc/xensource-inventory'
 LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()  # to one host
-# Is there if this host checks the certificates of its pool's hosts, which it may be told not to,
-# and these (xapi: xapi.ml, init_tls_verification; certificates.ml).
-POOL_VERIFIES = '/var/xapi/verify-certificates'
-POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'
+POOL_VERIFIES = '/var/xapi/verify-certificates'        # is there if hosts check each other's,
+POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'     # these (xapi: certificates.ml)
 Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of a run
 
 
@@ -1115,12 +1109,10 @@ class Plan:
         self.errors = []       # type: List[str]       # with any of these nothing is backed up
         names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
-            if rule.method == 'vm':
-                continue
-            if rule.method == 'exclude-disk':
-                if not (saved or regex_of(rule.word)):
-                    self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
-                                           'the name of a disk')
+            if rule.method == 'exclude-disk' and not (saved or regex_of(rule.word)):
+                self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
+                                       'the name of a disk')
+            if rule.method in ('vm', 'exclude-disk'):
                 continue
             if rule.keep is not None and rule.kind == 'name' and rule.text in names:
                 if not any(matches(rule.word, name) for name in names - {rule.text}):
@@ -1275,8 +1267,7 @@ def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_no
 # ----------------------------------------------------------------------------------------------
 # 6. Retention: which backups to delete
 # ----------------------------------------------------------------------------------------------
-# Pure: from the good backups of one VM, oldest first, and its disks, to why each is kept. Those
-# that were found damaged later do not count.
+# Pure: from the good backups of one VM, oldest first, and its disks, to why each is kept.
 
 
 class Aged(NamedTuple):
@@ -1793,12 +1784,11 @@ MARKED = MARK + ' {}'      # so is called a disk meanwhile
 OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which no copy of it has
 FIELDS = {                 # those that are kept
     'VM': 'tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
-          'VIFs VUSBs guest_metrics snapshots resident_on',
+          'VIFs VUSBs guest_metrics snapshots resident_on', 'VM_guest_metrics': 'os_version',
     'VDI': 'uuid name_label name_description type sharable read_only snapshots SR virtual_size',
     'VBD': 'uuid VDI type device userdevice bootable mode unpluggable empty',
     'VIF': 'uuid device network MTU MAC other_config', 'SR': 'uuid', 'network': 'name_label',
-    'host': 'uuid name_label software_version', 'pool': 'uuid name_label master default_SR',
-    'VM_guest_metrics': 'os_version'}
+    'host': 'uuid name_label software_version', 'pool': 'uuid name_label master default_SR'}
 
 
 class Disk(NamedTuple):
