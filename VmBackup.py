@@ -5420,8 +5420,7 @@ class StatusLog:
         self.lock = Lock()   # its lines are in the order of their times
 
     def write(self, actor: str, *words: str):
-        """Append `time,actor,host,words...`; return the time. A problem is a warning, and the end
-        of it."""
+        """Append `time,actor,host,words...`; return the time. A problem ends it, with a warning."""
         with self.lock:
             moment = now()
             fields = (f'{moment:%Y/%m/%d %H:%M:%S}', actor, this_host()) + words
@@ -5460,8 +5459,7 @@ def last_logged(path: str):
         begun, before, _ = lines[-2:][0]
         if before or not token:
             begun = ended
-        begun, ended = [iso(datetime.strptime(when, '%Y/%m/%d %H:%M:%S'))
-                        for when in (begun, ended)]
+        begun, ended = [iso(datetime.strptime(at, '%Y/%m/%d %H:%M:%S')) for at in (begun, ended)]
         failed = findall(bad, log.rpartition(',begin\n')[2], MULTILINE)
         return LastRun(begun, '', '', token and ended, f'{token} {counts}',
                        abbreviate([f'{name} ({word})' for word, name in failed]))
@@ -5552,9 +5550,8 @@ def deliver(settings: Settings, message: Any, recipients: Texts):
                 lines = itertools.repeat(self.file.readline, MOST_REPLIES)
                 self.file.readline = lambda limit: next(lines, lambda _: b'')(limit)
             return super().getreply()
-    server = Client(settings.mail_smtp_server, settings.mail_smtp_port,
-                    settings.mail_helo or greeting(settings.mail_from, this_host()),
-                    timeout=MAIL_TIMEOUT, **options)
+    server = Client(settings.mail_smtp_server, settings.mail_smtp_port, settings.mail_helo or
+                    greeting(settings.mail_from, this_host()), timeout=MAIL_TIMEOUT, **options)
     with closing(server):
         if security == 'starttls':
             server.starttls(context=ssl.create_default_context())
@@ -5571,8 +5568,7 @@ def deliver(settings: Settings, message: Any, recipients: Texts):
 
 def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]):
     """Mail what a run came to; return False if somebody does not get it. It is tried three times,
-    but not for those for whom the server takes it, or refuses it for good (RFC 5321, 4.2.1: 5yz).
-    """
+    but not for whom the server takes it, or refuses it for good (RFC 5321, 4.2.1: 5yz)."""
     waiting, failed = settings.mail_to, False  # type: Texts, bool
     if settings.mail_smtp_user and security_of(settings) == 'none':
         log('***WARNING - mail_smtp_security=none sends the password of mail_smtp_user in clear')
@@ -5653,8 +5649,7 @@ class Warnings(Errors):
 
 class Run:
     """Does something for VMs: collects how that ends for each, and reports how it all ended."""
-    # Logged when a VM is done.
-    done = 'VmBackup {0.method} {0.name} - ***{1}*** t:{2}'
+    done = 'VmBackup {0.method} {0.name} - ***{1}*** t:{2}'    # logged of each VM
     further_errors = 0         # those that belong to no VM
     skipped = False            # as a hook wants it
     mailed = True              # unless the mail could not be sent
@@ -5832,9 +5827,8 @@ class Shared(Run):
         if method == 'vdi-export':
             wanted = settings.vdi_disks
             extension = f'.{settings.vdi_export_format}{COMPRESSIONS[settings.vdi_compress].ending}'
-        return Exporter(self.pool, extension, DiskChoice(
-            tuple(rule.text for rule in self.config.rules
-                  if rule.method == 'exclude-disk' and rule.text),
+        return Exporter(self.pool, extension, DiskChoice(tuple(
+            rule.text for rule in self.config.rules if rule.method == 'exclude-disk' and rule.text),
             settings.honour_nobak, wanted), warnings)
 
     def call_hook(self, phase: str, warnings: Any = None, **known: str):
@@ -5851,9 +5845,8 @@ class Shared(Run):
         signals.allow(SIGNAL_GRACE + CUT_GRACE)
         Console.current.show(f'hook {phase}')
         try:
-            run_hook([self.hook, phase], environ,
-                     min(timeout, SIGNAL_GRACE) if signals.received else timeout, begins,
-                     lambda line: log(f'{begin}hook {phase}: {line}'))
+            run_hook([self.hook, phase], environ, min(timeout, SIGNAL_GRACE) if signals.received
+                     else timeout, begins, lambda line: log(f'{begin}hook {phase}: {line}'))
         except CommandFailed as error:
             if begins and error.code == NOT_NOW:
                 log(f'hook {phase}: {error}: skipped')
@@ -5890,8 +5883,7 @@ class Shared(Run):
             remover = Remover(self.pool, warnings)
             if self.store.no_locking and is_in_work(intent, lambda _: (
                     backup.unchanged_for() < LONGEST_PAUSE or remover.is_in_use(intent))):
-                raise TargetError(f'its run on {intent.host} may still be running, and backup_dir '
-                                  'cannot lock')
+                raise TargetError(f'its run on {intent.host} may go on, and backup_dir cannot lock')
             with self.pool.snapshotting:
                 clear = remover.remove_unfinished(intent, backup)
             del self.not_removed[backup.path]
@@ -5920,8 +5912,7 @@ class VmBackup(Turn):
         self.exported = []     # type: List[ExportFile]
 
     def run(self):
-        """Make the backup, between its hooks and unless one skips it. Raise VmBackupError, OSError,
-        Interrupted."""
+        """Back up between hooks, unless one skips it. Raise VmBackupError, OSError, Interrupted."""
         shared, vm, patience = self.shared, self.job.vm, self.settings.lock_wait * 60
         known = {'vm': vm.name, 'uuid': vm.uuid, 'method': self.job.method}
         self.history = shared.store.directory_of(vm, self.pool.names)
@@ -5938,10 +5929,9 @@ class VmBackup(Turn):
                 raise
             else:
                 check_held(self.path)                  # a hook takes a path as it is
+                files = sorted(self.backup.file(file.name) for file in self.exported)
                 shared.call_hook('backup-end', self.warnings, target=self.path, size=str(self.size),
-                                 file='\n'.join(sorted(self.backup.file(file.name)
-                                                       for file in self.exported)),
-                                 status=self.status, **known)
+                                 file='\n'.join(files), status=self.status, **known)
             finally:
                 self.held.close()
                 self.reserved = 0
@@ -6044,9 +6034,8 @@ class VmBackup(Turn):
 
     def new_directory(self, names: Texts):
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
-        gain = 0               # bytes
-        if self.settings.pre_clean:
-            gain = sum(old.occupied() for old, why in self.judged() if not why)
+        judged = self.judged() if self.settings.pre_clean else ()
+        gain = sum(old.occupied() for old, why in judged if not why)   # bytes
         self.before = self.history.last_sizes(names, self.owner())
         last = sum(self.before.values())
         shared = self.shared
@@ -6069,12 +6058,11 @@ class VmBackup(Turn):
     def describe(self, snapshot: Snapshot):
         """Return the manifest, as far as it is known before the export."""
         vm = self.job.vm
-        return {
-            'schema': 1, 'version': VERSION,
-            'vm': {'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
-            'method': self.job.method, 'host': this_host(), 'started': iso(self.began),
-            'earlier': self.owner().earlier, 'snapshot': snapshot.uuid,
-            **disks_told(self.exporter), **self.shared.identity}
+        return dict(
+            schema=1, version=VERSION, method=self.job.method, host=this_host(),
+            vm=dict(name=vm.name, uuid=vm.uuid, tags=vm.record.get('tags', [])),
+            started=iso(self.began), earlier=self.owner().earlier, snapshot=snapshot.uuid,
+            **disks_told(self.exporter), **self.shared.identity)
 
     def export(self, snapshot: Snapshot):
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
@@ -6120,9 +6108,7 @@ class VmBackup(Turn):
         self.manifest.update(finished=iso(now()), warnings=self.warnings)
         self.files = self.backup.complete(self.manifest, size > self.settings.large_backup << 30)
         self.size = size
-        path = self.path
-        if len(self.exported) == 1:
-            path = self.backup.file(self.exported[0].name)
+        path = self.backup.file(self.exported[0].name) if len(self.exported) == 1 else self.path
         log(f'*** success: {path} : {size >> 30}G')
 
     def owner(self):
@@ -6134,10 +6120,9 @@ class VmBackup(Turn):
 
     def judged(self, path: str = ''):
         """Return why each older backup is kept beside the new one (see History.judged)."""
-        owner, told = self.owner(), manifest_of(self.manifest)
-        return self.history.judged(
-            policy_of(self.settings, self.job), owner, told.of_the_vm,
-            Aged(self.began, disks=told.holds if path else ()), path)
+        told = manifest_of(self.manifest)
+        return self.history.judged(policy_of(self.settings, self.job), self.owner(), told.of_the_vm,
+                                   Aged(self.began, disks=told.holds if path else ()), path)
 
     def prune(self, judged: Judged):
         """Delete older backups that nothing keeps; log what only a disk keeps."""
@@ -6211,9 +6196,8 @@ class BackupRun(Shared):
     def check(self, plan: Plan):
         """Print settings and lists, as 3.25, and problems; return those that rule out a run."""
         config = self.config
-        log(*config.notes,
-            *[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages],
-            'VmBackup.py running with these settings:')
+        log(*config.notes, *[each + self.warnings.since(each.partition(' - ')[2])
+                             for each in plan.messages], 'VmBackup.py running with these settings:')
         shown = {name: getattr(self.settings, name) for name in ALWAYS_SHOWN}
         shown['compress'] = {'none': 'False', 'gzip': 'True', 'zstd': 'zstd'}[shown['compress']]
         for name, (text, place) in config.given.items():
@@ -6232,8 +6216,7 @@ class BackupRun(Shared):
         with tolerating(problems, 'ERROR'):
             self.store.check()
             if self.settings.require_mount == 'auto' and self.store.mounted == '/':
-                log(f'***NOTE - backup_dir {self.store.root} is on the root file system of this '
-                    'host')
+                log(f'***NOTE - backup_dir {self.store.root} is on the root file system of dom0')
         problems += program_problems(self.settings)
         errors = problems + plan.errors
         log(*errors)
@@ -6267,15 +6250,13 @@ class BackupRun(Shared):
 
     def preview(self, line: CommandLine):
         """Print what a run would do; return the exit status. Raise VmBackupError."""
-        Console.current.tell(
-            config=self.config.path, backup_dir=self.settings.backup_dir,
-            settings={name: text for name, (text, _) in self.config.given.items()})
+        Console.current.tell(config=self.config.path, backup_dir=self.settings.backup_dir,
+                             settings={name: text for name, (text, _) in self.config.given.items()})
         with Pool.connect(line) as self.pool:
             plan = self.make_plan()
-            Console.current.tell(
-                vms=[], excluded=plan.excluded, not_covered=plan.uncovered,
-                failures=[dict(name=each.name, method=each.method, error=each.error)
-                          for each in plan.failures])
+            Console.current.tell(vms=[], excluded=plan.excluded, not_covered=plan.uncovered,
+                                 failures=[dict(name=each.name, method=each.method,
+                                                error=each.error) for each in plan.failures])
             if not plan.errors:
                 self.look_at_disks(plan)
         if self.check(plan):
@@ -6519,8 +6500,7 @@ def run_backup(line: CommandLine):
         refuse_unexpected(config)
         return BackupRun(config).preview(line)
     if line.options['json']:
-        raise UsageError('only a preview prints JSON (see VmBackup.py help preview; report_file is '
-                         'the JSON of a run)')
+        raise UsageError('only a preview prints JSON (of a run, report_file has it)')
     unreadable = None          # type: Optional[Exception]
     try:
         config = config_of(line)
@@ -6593,8 +6573,7 @@ class VerifyCommand(NamedTuple):
                 log(f'***NOTE - {path}: it was deleted meanwhile')
                 return
         word = {'SUCCESS': 'good', 'WARNING': '***WARNING -'}.get(token, token)
-        self.results.append({
-            'path': path, 'vm': vm, 'result': token, 'text': text, 'proved': proved or None})
+        self.results.append(dict(path=path, vm=vm, result=token, text=text, proved=proved or None))
         log(f'{word} {path}: {text}')
 
     def prove_file(self, path: str):
@@ -6681,11 +6660,10 @@ def document_of(name: str, history: History):
             compression = compression_of(file).name
             # 3.25 has written none down.
             method = method or ('vm-export' if form_of(file) == '.xva' else 'vdi-export')
-        told.append({
-            'path': backup.path, 'when': backup.started, 'outcome': backup.outcome,
-            'method': method, 'size': size, 'compression': compression,
-            'verified': manifest.verified or None, 'test_restore': manifest.test_restore or None,
-            'protected': backup.protected, 'of': owner.other(backup)})
+        told.append(dict(
+            path=backup.path, when=backup.started, outcome=backup.outcome, method=method, size=size,
+            compression=compression, protected=backup.protected, verified=manifest.verified or None,
+            test_restore=manifest.test_restore or None, of=owner.other(backup)))
     return {'name': name, 'path': history.directory,
             'good': sum(backup['outcome'] == 'good' for backup in told),
             'size': sum(backup['size'] or 0 for backup in told), 'backups': told}
@@ -6735,17 +6713,15 @@ def run_list(line: CommandLine):
         if backup['outcome'] == 'failed' and target.is_locked(dirname(backup['path'])):
             backup['outcome'] = 'running'
     known = [each['path'] for each in vms + dumps]
-    document = {
-        'backup_dir': target.root, 'vms': vms, 'pool_dumps': dumps,
-        'foreign': sorted(history.directory for history in histories if not (
-            line.only or history.holds_any() or history.refused or history.directory in known)),
-        'messages': plan.messages + plan.errors, 'good': sum(vm['good'] for vm in vms),
-        'size': sum(vm['size'] for vm in vms)}
+    foreign = sorted(history.directory for history in histories if not (
+        line.only or history.holds_any() or history.refused or history.directory in known))
+    document = dict(backup_dir=target.root, vms=vms, pool_dumps=dumps, foreign=foreign,
+                    messages=plan.messages + plan.errors, good=sum(vm['good'] for vm in vms),
+                    size=sum(vm['size'] for vm in vms))
     if not Console.current.tell(**document):
         Console.current.write(''.join(printable(row) + '\n' for row in table_of(document)))
-    doubtful = any(backup['outcome'] not in ('good', 'running') for backup in newest)
-    return verdict_of(plan.errors or not all(vm['good'] for vm in vms),
-                      plan.warnings or doubtful).status
+    doubtful = plan.warnings or any(each['outcome'] not in ('good', 'running') for each in newest)
+    return verdict_of(plan.errors or not all(vm['good'] for vm in vms), doubtful).status
 
 
 def owner_with_backup(history: History):
@@ -6783,8 +6759,7 @@ class Pruning:
         known = {'name': True, 'uuid': job.vm.uuid, 'tag': 'tags' in job.vm.record}
         for rule in self.store.config.rules if by_rules else ():
             if rule.method != 'vm' and not known[rule.kind]:
-                raise TargetError(f'its newest backup does not record the {rule.kind} of the VM: '
-                                  'not touched')
+                raise TargetError(f'not touched, as its newest backup records no {rule.kind} of it')
         history = job.vm.saved.as_it_is()              # now that it is locked
         log(history.directory)
         for path in () if self.previewing else history.half_deleted():
@@ -6867,8 +6842,7 @@ def run_prune(line: CommandLine):
     target = open_target(line)
     given = bool(line.only) + bool(line.options['pool'])
     if target.kind not in ('config', 'backup') or given > (target.kind == 'config'):
-        raise UsageError('expected a config-file and perhaps one of vm= and pool=, or a backup: '
-                         + line.word)
+        raise UsageError('expected a config-file (perhaps vm= or pool=) or a backup: ' + line.word)
     target.check()
     pruning = Pruning(target, line.options)
     done = 'would be deleted' if pruning.previewing else 'deleted'
@@ -7286,10 +7260,8 @@ def run_test_restore(line: CommandLine):
 
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
 LONGEST_TEXT = 3900        # bytes; Nagios takes 4096, with the figures
-# Without any good backup, and with one.
-FIGURES = (' | vms={vms} good={good} size={size_bytes}B leftovers={leftovers}',
-           ' | vms={vms} good={good} size={size_bytes}B '
-           'oldest={oldest_seconds}s;;{max_age_seconds} leftovers={leftovers}')
+FIGURES = ' | vms={vms} good={good} size={size_bytes}B{oldest} leftovers={leftovers}'
+OLDEST = ' oldest={oldest_seconds}s;;{max_age_seconds}'    # if there is any good backup
 
 
 def plugin_line(state: str, text: str, figures: str = ''):
@@ -7373,10 +7345,8 @@ class StatusCheck:
     def check_run(self, store: Store):
         """Judge the last run, by its record or, if that is newer, by the status log."""
         name, runs = run_name(store.config.path), {}       # type: str, Dict[str, LastRun]
-        try:
+        with tolerating(self.found['WARNING'], 'cannot tell how runs ended'):
             runs = store.runs()
-        except (TargetError, OSError) as error:
-            self.found['WARNING'].append(explain(error))
         last, logged = runs.pop(name, None), last_logged(store.config.settings.status_log)
         goes_on = last and not last.ended and store.goes_on(name, last)
         # Others may have the same status log, as runs of some of the VMs have.
@@ -7400,16 +7370,15 @@ class StatusCheck:
 
 def run_status(line: CommandLine):
     """The command `status`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
-    status_check = StatusCheck(line.options['max_age'] or '26h')
+    status = StatusCheck(line.options['max_age'] or '26h')
     line.options['ignore_extra_keys'] = 'yes'
-    bounded('backup_dir', status_check.check, line, limit=STATUS_TIMEOUT)
-    told = [dict(state=state, text=text)
-            for state, texts in status_check.found.items() for text in texts]
-    worst, figures = told[0]['state'], status_check.figures
-    if not Console.current.tell(state=worst, findings=told, vms=status_check.vms, figures=figures):
-        Console.current.write(plugin_line(
-            worst, '; '.join(each['text'] for each in told),
-            FIGURES['oldest_seconds' in figures].format(**figures)))
+    bounded('backup_dir', status.check, line, limit=STATUS_TIMEOUT)
+    told = [dict(state=state, text=text) for state, texts in status.found.items() for text in texts]
+    worst, figures = told[0]['state'], status.figures
+    if not Console.current.tell(state=worst, findings=told, vms=status.vms, figures=figures):
+        oldest = OLDEST.format(**figures) if 'oldest_seconds' in figures else ''
+        Console.current.write(plugin_line(worst, '; '.join(each['text'] for each in told),
+                                          FIGURES.format(oldest=oldest, **figures)))
     return STATES.index(worst)
 
 
@@ -7440,8 +7409,7 @@ def run_check_config(line: CommandLine):
     log(*config.notes, *errors, *warnings)
     if settings.vdi_export_format == 'vhd':
         log(f'***NOTE - vdi_export_format=vhd: {TOO_LARGE} (auto takes raw for those)')
-    log('***NOTE - only a preview tells which VMs these lines choose, and whether password and '
-        'backup_dir are right')
+    log('***NOTE - only a preview tells which VMs are meant, and tries password and backup_dir')
     if errors:
         log('ERROR check-config: errors found (see above)')
     else:
@@ -7833,8 +7801,7 @@ def read_commands():
         name, _, words = head.partition(' ')
         rest = rest.format(**OPTIONS_HELP).format(backup_dir=KEY['backup_dir'].default)
         options = {}           # type: Dict[str, Key]
-        for option, allowed in findall(r'^ {4}([a-z][a-z_-]*|KEY)(?:=(\S+))?(?: |$)', rest,
-                                       MULTILINE):
+        for option, allowed in findall(r'(?m)^ {4}([a-z][a-z_-]*|KEY)(?:=(\S+))?(?: |$)', rest):
             option = option.replace('-', '_')
             allowed = allowed.replace('|', ', ') or SWITCH
             options[option] = Key(option, '', '' if allowed.startswith('<') else allowed)
@@ -7861,8 +7828,7 @@ def value_text(name: str, config: Config):
 
 
 def run_config(line: CommandLine):
-    """Print a config file that says the same, or one to begin with; return the exit status. Raise
-    ConfigError."""
+    """Print the same config, or one to begin with; return the exit status. Raise ConfigError."""
     config, text = open_config(line).config, CONFIG_HEAD
     for key in KEYS:
         meaning = sub('^ +', '# ', key.meaning, flags=MULTILINE)
@@ -7879,30 +7845,25 @@ def run_config(line: CommandLine):
 
 def run_help(line: CommandLine):
     """The commands `help` and `example`; return the exit status. Raise UsageError."""
-    topic = line.word or line.command
-    commands = '\n'.join(f'  {name:22s}{command.help.splitlines()[0]}'
-                         for name, command in COMMANDS.items())
-    texts = dict(help=MAIN_HELP.format(version=VERSION, commands=commands), example=EXAMPLES,
-                 version=f'VmBackup.py {VERSION}\n')
-    if topic not in texts:
-        if topic not in COMMANDS:
-            raise UsageError(f'no command: {topic}{nearest(topic, COMMANDS)} (see VmBackup.py '
-                             'help)')
-        text = f'Usage: VmBackup.py {COMMANDS[topic].usage()}\n\n{COMMANDS[topic].help}\n'
+    word = line.word or line.command
+    shown = '\n'.join(f'  {name:22s}{each.help.splitlines()[0]}' for name, each in COMMANDS.items())
+    text = dict(help=MAIN_HELP.format(version=VERSION, commands=shown), example=EXAMPLES,
+                version=f'VmBackup.py {VERSION}\n').get(word)
+    if not text:
+        if word not in COMMANDS:
+            raise UsageError(f'no command: {word}{nearest(word, COMMANDS)} (see VmBackup.py help)')
+        text = f'Usage: VmBackup.py {COMMANDS[word].usage()}\n\n{COMMANDS[word].help}\n'
         if 'Exit status' not in text:
             text += '\n' + MAIN_HELP.splitlines()[-1] + '\n'
-        texts[topic] = text
-    Console.current.write(texts[topic])
+    Console.current.write(text)
     return SUCCESS.status
 
 
-RUNS = {
-    'backup': run_backup, 'preview': run_backup, 'list': run_list, 'verify': run_verify,
-    'restore': run_restore, 'test-restore': run_test_restore, 'prune': run_prune,
-    'protect': run_protect, 'unprotect': run_protect, 'status': run_status,
-    'check-config': run_check_config, 'test-mail': run_test_mail,
-    'create-password-file': run_create_password_file, 'config': run_config, 'example': run_help,
-    'help': run_help}      # type: Dict[str, Callable[[CommandLine], int]]
+RUNS = {'backup': run_backup, 'preview': run_backup, 'list': run_list, 'verify': run_verify,
+        'restore': run_restore, 'test-restore': run_test_restore, 'prune': run_prune,
+        'protect': run_protect, 'unprotect': run_protect, 'status': run_status,
+        'check-config': run_check_config, 'config': run_config, 'test-mail': run_test_mail,
+        'create-password-file': run_create_password_file, 'example': run_help, 'help': run_help}
 
 
 def misplaced(word: str, line: Texts):
@@ -7924,8 +7885,7 @@ def misplaced(word: str, line: Texts):
 
 
 def parse_command(command: Command, line: Texts, *about: str):
-    """Return what the words behind a command, and behind what it is about, say, with all that is
-    wrong in them."""
+    """Return what the words behind a command and what it is about say, and what is wrong there."""
     rest, words = list(line[1 + len(about):]), list(about)
     options = {name: '' for name, key in command.options.items() if key is not KEY.get(name)}
     keys, only, wrong = {}, [], []     # type: Strings, List[str], List[UsageError]
@@ -7961,8 +7921,7 @@ def parse_command(command: Command, line: Texts, *about: str):
     if len(words) > command.words.count('<') and (about or not command.words.endswith('...')):
         wrong.append(command.error(f'one word too many behind {command.name} {command.words}'))
     if not all(words) or command.words.startswith('<') and not words:
-        wrong.append(UsageError(f'usage: VmBackup.py {command.usage()} (a word is missing or '
-                                'empty)'))
+        wrong.append(UsageError(f'usage: VmBackup.py {command.usage()} (a missing or empty word)'))
     return CommandLine(command.name, '', tuple(words), options, keys, tuple(only),
                        'run it in dom0, or give password-file=FILE', wrong)
 
@@ -7981,8 +7940,7 @@ def parse_words(words: Texts):
     if second in COMMANDS:
         line.wrong.insert(0, misplaced(second, words))
     elif not first:
-        line.wrong.insert(0, UsageError('the first word, a password, a file with it, or local, is '
-                                        'empty'))
+        line.wrong.insert(0, UsageError('the first word (a password, its file or local) is empty'))
     if first == 'local':
         return line
     doubt = nearest(first, COMMANDS, 'did you mean `{}`?')
