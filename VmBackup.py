@@ -5372,13 +5372,8 @@ class Importer(Operator):
 # The first three cannot harm a backup; a hook can keep one from being made.
 
 BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
-NOT_NOW = '75'             # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
 VARIABLES = 'VM UUID METHOD TARGET FILE SIZE STATUS BACKUP_DIR REPORT'.split()
-MOST_REPLIES = 1000        # lines that a mail server may answer
-LARGEST_LOG = 2**27        # bytes of a status log that is read
 MOST_RECORDED, LONGEST_RECORDED = 100, 200     # warnings in a run's record, characters of one
-LONGEST_LOG = 20000        # characters of a log in the text of a mail; a longer one is attached
-LONGEST_REASON = 100       # columns of what went wrong in its subject
 RULER = '==========================='
 ROW = ('<tr class="VM {0.status}"><td>{1}</td><td>{0.method}</td><td>{0.status}</td><td>{2}</td>'
        '<td>{3}</td></tr>\n<tr class="{0.status}"><td colspan="5">{4}</td></tr>\n')
@@ -5386,7 +5381,6 @@ PAGE = '''<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
 <title>{}</title>
 <style>
 :root {{ color-scheme: light dark; font-family: sans-serif }} table {{ border-collapse: collapse }}
@@ -5453,7 +5447,7 @@ def last_logged(path: str):
     ours = f'^(.{{19}}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
     bad = f'^.{{19}},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
     with suppress(OSError, ValueError, IndexError):
-        log = decoded(load(path, LARGEST_LOG))
+        log = decoded(load(path, 2**27))                       # bytes
         lines = findall(ours, log, MULTILINE)
         ended, token, counts = lines[-1]
         begun, before, _ = lines[-2:][0]
@@ -5475,8 +5469,7 @@ def hook_problem(path: str):
 
 
 def compose(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]):
-    """Return a mail: what a run came to, in HTML with a table of VMs, those that failed first and
-    why under their names; below it the lines of the log, attached if many."""
+    """Return a mail of a run: a table of VMs in HTML, failed ones first; a long log is attached."""
     from email import contentmanager, header, message, policy, utils
     from html import escape
 
@@ -5504,7 +5497,7 @@ def compose(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Ou
         table += ROW.format(outcome, name, human_size(outcome.size),
                             timedelta(seconds=outcome.seconds), '<br>'.join(filter(None, words)))
     whole = '\n'.join(Console.current.lines) + '\n'
-    shown = whole if len(whole) <= LONGEST_LOG else 'The log is attached.\n'
+    shown = whole if len(whole) <= 20000 else 'The log is attached.\n'
     put(mail.set_content, '\n'.join([*told, '', shown]))
     put(mail.add_alternative, PAGE.format(escape(subject), '<br>\n'.join(map(escape, told)), table,
                                           escape(shown)), subtype='html')
@@ -5533,8 +5526,7 @@ def greeting(sender: str, host: str):
 
 
 def deliver(settings: Settings, message: Any, recipients: Texts):
-    """Hand a mail to the server once; return its answers to those of the recipients that it
-    refused. Raise SMTPRecipientsRefused for all of them, OSError, ValueError."""
+    """Hand a mail over once; return the answers to those refused. Raise OSError, ValueError."""
     import smtplib
     import ssl
     path, security = settings.mail_smtp_password_file, security_of(settings)
@@ -5547,7 +5539,7 @@ def deliver(settings: Settings, message: Any, recipients: Texts):
         def getreply(self):
             if not self.file:
                 self.file = self.sock.makefile('rb')
-                lines = itertools.repeat(self.file.readline, MOST_REPLIES)
+                lines = itertools.repeat(self.file.readline, 1000)
                 self.file.readline = lambda limit: next(lines, lambda _: b'')(limit)
             return super().getreply()
     server = Client(settings.mail_smtp_server, settings.mail_smtp_port, settings.mail_helo or
@@ -5765,7 +5757,7 @@ class Run:
         if self.settings.mail_to and verdict != SKIPPED and wanted[self.settings.mail_mode]:
             subject = f'{words}{verdict.token} - {counts}'
             if verdict.status:
-                subject += ' - ' + cut(told[0].partition(' ')[2], LONGEST_REASON)
+                subject += ' - ' + cut(told[0].partition(' ')[2], 100)
             Signals.current.at_once = True             # a mail may be cut
             with self.until_ended():
                 self.mailed = send_mail(self.settings, subject, told, self.outcomes)
@@ -5785,7 +5777,6 @@ def put_report(path: str, document: Record):
 # VmBackup.back_up lists all that is done; what differs between the two methods is in the exporters.
 # Until its last step but one the directory has no marker, which makes it the record of a failure.
 
-MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we make no more
 NO_DISK_LEFT = 'all of its disks are excluded'
 
 
@@ -5848,7 +5839,7 @@ class Shared(Run):
             run_hook([self.hook, phase], environ, min(timeout, SIGNAL_GRACE) if signals.received
                      else timeout, begins, lambda line: log(f'{begin}hook {phase}: {line}'))
         except CommandFailed as error:
-            if begins and error.code == NOT_NOW:
+            if begins and error.code == '75':          # sysexits.h: EX_TEMPFAIL
                 log(f'hook {phase}: {error}: skipped')
                 return True
             reason = f'hook {phase} failed: {error}'
@@ -5968,7 +5959,7 @@ class VmBackup(Turn):
         self.history.as_it_is()
         vm = self.pool.reread(job.vm)
         warned_of = self.shared.remove_leftovers(self.history, self.warnings)
-        if len(warned_of) >= MOST_LEFTOVERS or '' in warned_of:
+        if len(warned_of) > 1 or '' in warned_of:      # no more are made then
             raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
                                + ', '.join(each or 'one of unknown uuid' for each in warned_of))
         self.drop_last_failure()
@@ -5980,10 +5971,8 @@ class VmBackup(Turn):
         with tolerating(self.warnings, 'metadata is missing'):
             write_configuration(self.backup, vm, self.pool)
         log(f'*** {job.method} begin xe command sequence')
-        if vm.record['power_state'] == 'Running':
-            log('power-state ( RO): running', 'vm is running')
-        else:
-            log('vm is NOT running')
+        running = vm.record['power_state'] == 'Running'
+        log(*['power-state ( RO): running', 'vm is running'] if running else ['vm is NOT running'])
         exporter.choose_source(vm)
         self.need = '; this VM needs up to ' + human_size(sum(disk.size for disk in exporter.disks))
         if exporter.left_out and not exporter.disks:
@@ -6541,8 +6530,7 @@ class VerifyCommand(NamedTuple):
     results: List[Record]      # as --json prints them
 
     def verify_vms(self, target: Store, dumps_too: bool):
-        """Verify backups of the VMs that a config chooses of all there are; return the choice.
-        Raise UsageError for a wrong one, TargetError, OSError."""
+        """Verify the VMs that a config chooses; return the plan. Raise VmBackupError, OSError."""
         histories = target.stocked()
         plan = select_histories(histories, target.config)
         log(*plan.messages)
@@ -7259,16 +7247,14 @@ def run_test_restore(line: CommandLine):
 # ----------------------------------------------------------------------------------------------
 
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
-LONGEST_TEXT = 3900        # bytes; Nagios takes 4096, with the figures
 FIGURES = ' | vms={vms} good={good} size={size_bytes}B{oldest} leftovers={leftovers}'
 OLDEST = ' oldest={oldest_seconds}s;;{max_age_seconds}'    # if there is any good backup
 
 
 def plugin_line(state: str, text: str, figures: str = ''):
-    """Return the one line of a monitoring plug-in, which nothing in the text can end (Nagios: text
-    | 'label'=value[UOM];[warn];[crit];[min];[max])."""
+    """Return a plug-in's line, which no text can end (Nagios: text | 'label'=value;warn;crit)."""
     clean = encoded(printable(text)).decode('utf-8', 'replace').replace('|', '\\x7c')
-    line = encoded(f'VMBACKUP {state} - {clean}')[:LONGEST_TEXT]
+    line = encoded(f'VMBACKUP {state} - {clean}')[:3900]       # Nagios takes 4096, with the figures
     return line.decode('utf-8', 'ignore') + figures + '\n'
 
 
@@ -8029,10 +8015,8 @@ def perform(words: Texts, program: str, console: Console):
 
 def main(argv: Texts):
     """Run; return the exit status."""
-    streams = []
-    for stream in sys.stdout, sys.stderr:
-        buffer = getattr(stream, 'buffer', None)
-        streams.append(getattr(buffer, 'raw', buffer))
+    buffers = [getattr(stream, 'buffer', None) for stream in (sys.stdout, sys.stderr)]
+    streams = [getattr(buffer, 'raw', buffer) for buffer in buffers]
     words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
     with Signals().handled():
         return perform(words[1:], words[0], Console(*streams))

@@ -590,7 +590,7 @@ class NoLocks(StoreCase):
                 done = self.ends(0 if died else 1, 'vm-export=web')
                 self.assertIn('removing the snapshot of an unfinished backup: ' + uuid if died else
                               'a snapshot of %s may be left in the pool: its run on %s may '
-                              'still be running, and backup_dir cannot lock' % (failed, host),
+                              'go on, and backup_dir cannot lock' % (failed, host),
                               done.output)
                 self.assert_clean()
                 self.assertEqual(not died, os.path.exists(os.path.join(failed, 'snapshot.json')))
