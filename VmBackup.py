@@ -5610,7 +5610,6 @@ class Turn:
 
 class Errors(list):
     """Errors after which a command goes on; what is appended is logged at once."""
-
     def append(self, text: str):
         """Log one and keep it."""
         self.tell(text)
@@ -5806,8 +5805,7 @@ class Shared(Run):
         self.beginning = Lock()      # one after the other looks at the free space
         self.not_removed = {}  # type: Dict[str, str]      # uuids of snapshots by their directories
         self.doubtful = []     # type: List[str]       # their snapshots: of others, or to come
-        # Backups of others in VMs' directories: how many, by where, whose, and what to do.
-        self.others = Counter()    # type: Dict[str, int]
+        self.others = Counter()    # backups in others' directories, by where, whose, what to do
         self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
         self.recorded = ExitStack()    # in backup_dir, once it is so: what its end does there
 
@@ -6625,12 +6623,9 @@ def age(when: Time):
     """How long ago that was, for a person: 3d, 20h, 10min."""
     if not when:
         return '-'
-    seconds = max(now().timestamp() - seconds_of(when), 0)
-    if seconds < 3600:
-        return f'{seconds // 60:.0f}min'
-    if seconds < 172800:
-        return f'{seconds // 3600:.0f}h'
-    return f'{seconds // 86400:.0f}d'
+    passed = max(now().timestamp() - seconds_of(when), 0)
+    unit, name = (60, 'min') if passed < 3600 else (3600, 'h') if passed < 172800 else (86400, 'd')
+    return f'{passed // unit:.0f}{name}'
 
 
 def document_of(name: str, history: History):
@@ -7424,10 +7419,9 @@ def run_test_mail(line: CommandLine):
 # ----------------------------------------------------------------------------------------------
 # 23. Command line: help texts, main
 # ----------------------------------------------------------------------------------------------
-# COMMANDS_HELP is the one source of every command's words, options and help. A line with a name in
-# its first column begins a command: words in <> are wanted, in [] they may be missing, and with ...
-# there may be several. Lines of four blanks have its options: NAME is a flag, NAME=<what> takes any
-# text, NAME=this|that one of these. KEY=<value> stands for all keys of the config file.
+# COMMANDS_HELP is the one source of every command's words, options and help. A line that begins
+# with no blank begins a command: <wanted>, [perhaps], several... Lines of four blanks have its
+# options: a flag, NAME=<any text>, NAME=this|that; KEY=<value> stands for all keys of the config.
 
 USAGE = """Usage:
 {program}  COMMAND [WORDS] [OPTIONS]
