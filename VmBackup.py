@@ -309,8 +309,7 @@ class Tally(NamedTuple):
 def tally(tokens: Texts, further_errors: int = 0):
     """Count outcomes by their tokens; `further_errors` are those that belong to no VM."""
     good, warned, skipped = map(tokens.count, ('SUCCESS', 'WARNING', 'SKIPPED'))
-    bad = len(tokens) - good - warned - skipped
-    return Tally(good, warned, bad + further_errors, skipped)
+    return Tally(good, warned, len(tokens) - good - warned - skipped + further_errors, skipped)
 
 
 def token_of(error: BaseException):
@@ -334,9 +333,7 @@ SKIPPED = Verdict(0, 'SKIPPED', 'Skipped')
 
 def verdict_of(errors: Any, warnings: Any):
     """Return the result, by whether there are any of these."""
-    if errors:
-        return ERROR
-    return WARNING if warnings else SUCCESS
+    return ERROR if errors else WARNING if warnings else SUCCESS
 
 
 class Compression(NamedTuple):
