@@ -2233,7 +2233,6 @@ ROOTS = set()              # type: Set[str]        # backup_dir, or what a comma
 HELD = {}                  # type: Dict[str, List[int]]    # handles by path; the first counts
 HOLDING = RLock()    # for looking at HELD, or changing it; a generator may end meanwhile
 NEW = '.new'               # ends the name of such a file while it is written
-LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 LONGEST_PART = 247         # of a VM's directory, with room for .xva.zst behind it
 # Parts of a path that a NAS, a desktop or a client drops: Synology, QNAP, WD, Samba
 # (vfs_recycle(8)); macOS, netatalk, Windows, KDE (github/gitignore: Global); freedesktop.org; what
@@ -2249,9 +2248,8 @@ OURS = re.compile(             # what we, or 3.25, write into a dated directory 
     r'DISK-[xhs]v?d[a-z]+|VIFs(/(vif-[^/]*\.cfg)?)?)\Z', IGNORECASE)  # as a share may list it
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
-LACKS = {                  # of what, where a file cannot be written
-    ENOSPC: 'no space left', EDQUOT: 'quota exceeded',
-    EFBIG: 'file size limit (ulimit -f, or 4 GiB on FAT) reached'}
+LACKS = {ENOSPC: 'no space left', EDQUOT: 'quota exceeded',     # where a file cannot be written
+         EFBIG: 'file size limit (ulimit -f, or 4 GiB on FAT) reached'}
 LACKED = ['', -1e9]        # type: List[Any]       # what was lacking last, and when
 
 
@@ -2327,17 +2325,15 @@ def step_down(handle: int, above: str, path: str, inside: bool = True):
 def open_directory(path: str):
     """Open a directory; links on its path are followed in this host's own file systems."""
     handle = os.open(path, O_DIRECTORY)
-    # There was no link, but in /proc.
     if os.readlink(f'/proc/self/fd/{handle}') == path or path.startswith('/proc/'):
-        return handle
+        return handle                                  # there was no link, but in /proc
     os.close(handle)
     with naming(path):
         for here, mode, _ in way(path):
             above, name = split(here)
             if S_ISLNK(mode) and not is_local(above):
                 raise OSError(ELOOP, f'is a symbolic link: {name} in {above}')
-        # Where no link may have come meanwhile.
-        return step_down(os.open('/', O_DIRECTORY), '/', here, False)
+        return step_down(os.open('/', O_DIRECTORY), '/', here, False)      # through no new link
 
 
 @contextmanager
@@ -2492,8 +2488,7 @@ def load(path: str, limit: int = LONGEST_RECORD, names: int = 1):
 
 
 def make_directory(path: str, mode: int = 0o700):
-    """Make a directory if it is missing, on stable storage, and return if so; none above it, as the
-    share may be gone. Raise OSError."""
+    """Make a missing directory, none above, on stable storage; return if it was. Raise OSError."""
     with suppress(FileExistsError), place(path) as (name, directory):
         os.mkdir(name, mode, dir_fd=directory)
         force(directory)
@@ -2557,8 +2552,7 @@ def explain(error: BaseException, need: str = ''):
 def try_growing(path: str, need: str):
     """Write more to a file, and remove it. Raise TargetError if that fails: a quota shows so."""
     try:
-        with naming(path), open(open_file(
-                path, O_WRONLY | O_APPEND | O_CREAT | O_DSYNC), 'ab') as stream:
+        with naming(path), open(open_file(path, O_WRONLY | O_CREAT | O_DSYNC), 'ab') as stream:
             stream.write(os.urandom(2**20))            # as storage may make nothing of zeros
     except OSError as error:
         if error.errno != EFBIG:                       # which removing the file may hide
@@ -2590,8 +2584,7 @@ def size_of(path: str):
     """Return the bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
     with suppress(FileNotFoundError, NotADirectoryError):
         status = status_of(path)
-        if S_ISREG(status.st_mode):
-            return status.st_size
+        return status.st_size if S_ISREG(status.st_mode) else 0
     return 0
 
 
@@ -2799,8 +2792,7 @@ def parse_record(kind: Any, data: bytes):
 
 
 def read_record(kind: Any, path: str, data: bytes):
-    """Return what this host has noted of a record on the share or else what that holds; raise
-    TargetError if it holds none."""
+    """Return what this host noted of a record or else its file holds; raise TargetError if none."""
     with suppress(OSError, TargetError):
         return parse_record(kind, load(note_of(path)))._replace(noted=True)
     return parse_record(kind, data)._replace(noted=False)
@@ -2811,8 +2803,7 @@ def is_in_work(record: Any, elsewhere: Callable = lambda record: True):
     if record.host != this_host():
         return elsewhere(record)
     run = record.process
-    return (run != process() and match(r'[0-9]+ [0-9]+\Z', run) is not None and
-            process(run.split()[0]) == run)
+    return bool(match(r'[0-9]+ [0-9]+\Z', run)) and process(run.split()[0]) == run != process()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -2945,8 +2936,7 @@ class Manifest(NamedTuple):
 
     def rotates(self, backup: 'Backup'):
         """Return whether a backup is rotated with those of this VM."""
-        other = self.other(backup)
-        return not other or other.startswith('of an earlier')
+        return bool(match(r'of an earlier|\Z', self.other(backup)))
 
 
 def manifest_of(document: Record):
@@ -3009,16 +2999,15 @@ class Backup(NamedTuple):
         """Return its manifest, with what its files tell: 3.25 wrote none, 5.0.0 no other disks, but
         vm.cfg, and a DISK-xvda for each disk of the VM. Raise OSError."""
         manifest = self.manifest
-        devices = [name[5:] for name, is_directory in sorted(names_in(self.path).items())
-                   if is_directory and name.upper().startswith('DISK-')]
+        found = [name[5:] for name, is_directory in sorted(names_in(self.path).items())
+                 if is_directory and name.upper().startswith('DISK-')]
         if not manifest.known:
             whole = any('.xva' in name for name in self.archives())
             manifest = Manifest(
                 name=self.told('vm.cfg', 'name_label'), uuid=self.told('vm.cfg', 'orig_uuid'),
-                disks=[{'device': device} for device in devices if whole or device == 'xvda'])
+                disks=[{'device': each} for each in found if whole or each == 'xvda'])
         held = [disk.get('device') for disk in manifest.disks]
-        return manifest._replace(left_out=[
-            {'device': device} for device in devices if device not in held])
+        return manifest._replace(left_out=[{'device': each} for each in found if each not in held])
 
     def archives(self):
         """Return the names of its archives and images: those in the manifest, packed by now or not;
@@ -3057,8 +3046,7 @@ class Backup(NamedTuple):
 
     def files(self):
         """Return the names of all files in it that are ours. Raise OSError."""
-        return [name for name, is_directory, whose in self.contents()
-                if whose == 'ours' and not is_directory]
+        return [name for name, is_dir, whose in self.contents() if whose == 'ours' and not is_dir]
 
     def owners(self):
         """Return whose is what is in it, but for what was dropped; images are a person's here."""
@@ -3117,17 +3105,13 @@ def read_backup(path: str, date: Optional[datetime]):
     return Backup(path, outcome, when, started, manifest, sizes, protected)
 
 
-Backups = Sequence[Backup]
-Judged = List[Tuple[Backup, Texts]]    # backups, and why each is kept
-
-
 def disks_in_none(manifests: Iterable[Manifest], disks: DiskIds):
     """Return the devices of those disks of a VM that none of its backups has."""
     held = [disk for manifest in manifests for disk in manifest.holds]
     return ', '.join(disk[1] for disk in disks if not has_disk(held, disk, disks))
 
 
-def of_own_pool(backups: Backups):
+def of_own_pool(backups: Sequence[Backup]):
     """Return those of this host's pool or, where there are none, all."""
     pool = own_pool()
     return [backup for backup in backups if pool and backup.manifest.pool in ('', pool)] or backups
@@ -3179,14 +3163,12 @@ class History:
             with suppress(ValueError):
                 when = datetime.strptime(name, pattern)
                 # strptime takes less than two digits, too; a share may list it in another case.
-                if (1970 <= when.year < 9000           # as seconds_of
-                        and dated(pattern, when).lower() == name.lower()):
+                if 1970 <= when.year < 9000 and dated(pattern, when).lower() == name.lower():
                     return when
         return None
 
     def backups(self, renamed: bool = False):
-        """Read the dated directories, if `renamed` others, too; return them, oldest first: by
-        numbers; 3.25's and failures by their time."""
+        """Read the dated directories, or all; return them, oldest first: by number or by time."""
         dates = {name: self.date_of(name) for name in self.names()}
         names = [name for name in dates if dates[name] or renamed and not name.startswith('.')]
         found = []             # type: List[Backup]
@@ -3281,17 +3263,15 @@ class History:
         return sizes
 
     def with_intent(self):
-        """Return those of which a snapshot may still be in the pool, or that cannot be read."""
-        found = []
+        """Yield those of which a snapshot may still be in the pool, or that cannot be read."""
         for name in self.names():
             backup = Backup(f'{self.directory}/{name}')
             try:
-                may_be = is_there(backup.file(INTENT))
-            except OSError as error:                   # without permission it is somebody else's
-                may_be = not isinstance(error, PermissionError)
-            if may_be:
-                found.append(backup)
-        return found
+                status_of(backup.file(INTENT))
+            except OSError as error:
+                if error.errno in (ENOENT, EACCES, EPERM):     # no permission: not ours
+                    continue
+            yield backup
 
     def half_deleted(self):
         """Yield the paths of what a run that ended early was deleting, but for a person's."""
@@ -3301,9 +3281,6 @@ class History:
                 if name.startswith(DELETING) and (
                         self.date_of(name[len(DELETING):]) or 'ours' in Backup(path).owners()):
                     yield path
-
-
-Histories = Sequence[History]
 
 
 def mount_of(path: str, require_mount: str, place: str = 'path'):
@@ -3370,13 +3347,11 @@ class Catalogue:
         bounded(f'backup_dir {self.root}', look)
 
     def stocked(self):
-        """Return `histories`, or the one that was given; raise TargetError if there is neither a
-        backup nor a dump at all."""
+        """Return `histories`, or that which was given; raise TargetError if they hold nothing."""
         if self.kind == 'history':
             return [self.history(self.path)]
         found = self.histories()
-        if not any(history.holds_any() or f'/{DUMPS}' in history.directory.upper()
-                   for history in found):
+        if not any(each.holds_any() or f'/{DUMPS}' in each.directory.upper() for each in found):
             raise TargetError(f'backup_dir holds no backup at all -> {self.root} (is it the right '
                               'one, and the share mounted?)')
         return found
@@ -3409,7 +3384,7 @@ class Catalogue:
         return {name[:-5]: parse_record(LastRun, load(f'{self.root}/{name}'))
                 for name in names_in(self.root) if match(r'\.run-.*\.json\Z', name)}
 
-    def leftovers(self, histories: Histories, patience: float):
+    def leftovers(self, histories: Sequence[History], patience: float):
         """Return paths of records that are damaged, or whose process has gone (on another host:
         after so many seconds), by what settles them. Lock nothing. Raise TargetError, OSError."""
         records = [(Intent, backup.file(INTENT)) for history in histories
@@ -3439,7 +3414,7 @@ def dumps_in(directory: str, ending: str = ''):
                   if match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump' + ending + r'\Z', name))
 
 
-def select_histories(histories: Histories, config: Config, keep: int = 1):
+def select_histories(histories: Sequence[History], config: Config, keep: int = 1):
     """Choose of those with backups or failures' records; say what was not found."""
     vms = [history.owner() for history in histories if history.holds_any()]
     rules = config.rules
@@ -3459,7 +3434,6 @@ def select_histories(histories: Histories, config: Config, keep: int = 1):
 
 PARTIAL = '.partial'       # ends the name of a dump while it is written
 RUN_PATIENCE = 3           # seconds; `status` may look at the lock
-CLAIM_PATIENCE = 300       # seconds; while others look, or claim theirs
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 # Seconds without a change on a share that cannot lock, after which another host is not taken to be
 LONGEST_PAUSE = 900        # at work: where the pool would show it, but for pauses between exports,
@@ -3515,12 +3489,11 @@ def finish_deleting(path: str):
         backup = Backup(path, manifest=manifest_of(document_in(path)))
         # The manifest goes last: without it an image that is left alone is a person's.
         alone = not backup.manifest.known and backup.owners() == {'person'}
-        for each, is_directory, whose in sorted(backup.contents(),
-                                                key=lambda each: each[0] == MANIFEST):
+        for each, is_dir, whose in sorted(backup.contents(), key=lambda each: each[0] == MANIFEST):
             if whose == 'person' or alone and whose == 'ours':
                 stays.append(each)
             else:
-                (remove if whose == 'ours' else remove_all)(backup.file(each), is_directory)
+                (remove if whose == 'ours' else remove_all)(backup.file(each), is_dir)
     if stays:
         sync_directory(path)           # else a power failure may bring a marker back
         path = rename(path, name)
@@ -3573,9 +3546,8 @@ class Store(Catalogue):
     threads = {}               # type: Dict[str, Lock]   # of ours, one after the other
 
     def directory_of(self, vm: Vm, names: Strings):
-        """Return the directory of a VM: that of its name or, if another VM uses that whose name a
-        share may take for the same, one of its own, which it keeps; `names`: of all VMs, by uuid.
-        Raise BackupFailed, TargetError, OSError."""
+        """Return a VM's directory: that of its name or, if another VM, of a name that is folded so,
+        uses that, its twin; `names`: of all, by uuid. Raise BackupFailed, TargetError, OSError."""
         part = path_part(vm.name)
         history = self.history(part)
         own = self.history(twin_part(vm.name, vm.uuid))
@@ -3584,7 +3556,7 @@ class Store(Catalogue):
             return own
         if len(alike) < 2:
             return history
-        with self.locked(CLAIM, CLAIM_PATIENCE):
+        with self.locked(CLAIM, 300):                  # seconds; while others look, or claim theirs
             if history.user_of(alike) not in ('', vm.uuid):
                 history = own
             make_directory(history.directory)
@@ -3653,8 +3625,7 @@ class Store(Catalogue):
 
     def lock_of(self, directory: str):
         """Return the path of the lock of a directory in backup_dir, or of a run."""
-        # A Windows server drops dots and blanks at the end of a directory's name.
-        return '{}/{}/{}.lock'.format(self.root, LOCKS, basename(directory).rstrip('. '))
+        return '{}/{}/{}.lock'.format(self.root, LOCKS, basename(directory).rstrip('. '))  # folded
 
     @contextmanager
     def locked(self, directory: str, patience: float):
@@ -3663,8 +3634,7 @@ class Store(Catalogue):
         path = self.lock_of(directory)
         make_directory(dirname(path))
         # Nothing is read or written there: a copy of all by hard links harms no lock.
-        with self.threads.setdefault(path, Lock()), \
-                self.lockable(path, O_CREAT, 1 << 32) as handle:
+        with self.threads.setdefault(path, Lock()), self.lockable(path, O_CREAT, 2**32) as handle:
             check_signals()                            # while a thread of ours had it
             waited = stopwatch()
             while not self.lock(path, handle):
@@ -3835,8 +3805,7 @@ def root_of(path: str, kind: str):
 
 
 def open_config(line: CommandLine):
-    """Open backup_dir of a config file, or of the script's first page. Raise ConfigError if
-    anything is wrong there."""
+    """Open backup_dir of a config file, or of the script's first page. Raise ConfigError."""
     config = read_config(line)
     for text in [*config.unexpected, *config.errors.values()]:
         raise ConfigError(text)
@@ -4434,7 +4403,6 @@ GUIDE_HEAD = """\
 {program} restore {restore}
 
 """
-GUIDE_REFUSED = '# With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
 GUIDE_VM = """\
 # With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
 # The disks go to the default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new
@@ -4467,10 +4435,9 @@ def cfg(keys: str, record: Record, **further: Any):
 
 
 def write_metadata(backup: NewBackup, vm: Vm, xe: Xe):
-    """Write vm-metadata.xml: a line for each element, what is HIDDEN as references to characters.
-    Ask again for it where xapi went away or, before 25.20, somebody takes a snapshot of the VM
-    (recorded from 25.6.0). Raise CommandFailed if it does not come whole. An empty filename= stands
-    for standard output (xapi: xe-cli/newcli.ml)."""
+    """Write vm-metadata.xml: a line for each element, what is HIDDEN as references. Ask again where
+    xapi went away or, before 25.20, somebody takes a snapshot of the VM (recorded from 25.6.0); an
+    empty filename= is standard output (xapi: newcli.ml). Raise CommandFailed if it is not whole."""
     from xml.dom import minidom
     for wait in SNAPSHOT_PAUSES + (0,):
         try:
@@ -4522,13 +4489,12 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
     for name, snapshot, disk in files:
         path = portable(backup.file(name))
         label = manifest['vm']['name']
-        values = {
+        values = {         # type: Record
             'manifest': manifest, 'disk': disk, 'vm': printable(label), 'unpack': '', 'clean': '',
-            'program': shell_word(abspath(sys.argv[0])),
-            'restore': shell_word(path)}   # type: Record
+            'program': shell_word(abspath(sys.argv[0])), 'restore': shell_word(path)}
         way = GUIDE_VM
         if manifest.get('verified', {}).get('proved') == 'restorable':
-            way = GUIDE_REFUSED
+            way = '# With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
         if disk:
             way = GUIDE_DISK
             label = disk.name
@@ -4664,8 +4630,7 @@ NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multip
 # xapi: xapi_vm_lifecycle.ml; running or not. xe's commands for it: cli_frontend.ml, records.ml.
 USB = ('xapi takes no snapshot of a VM with a USB device passed through. What works: vdi-export= '
        'of its boot disk (vdi_disks=boot); to take the device off: xe vusb-list vm-uuid={0}, then '
-       'vusb-unplug and vusb-destroy; or, by hand while it is halted: xe vm-export uuid={0} '
-       'filename=...')
+       'vusb-unplug and vusb-destroy; or, while it is off: xe vm-export uuid={0} filename=...')
 
 
 @contextmanager
@@ -4767,9 +4732,8 @@ class Remover(Operator):
                 if found.ref in intent.disks]
 
     def remove(self, intent: Intent, prepared: bool = False):
-        """Uninstall a VM's snapshot, and destroy the disks that are left: xapi removes its record,
-        then one disk after the other until one fails (cli_operations.ml, vm_uninstall_common).
-        Raise VmBackupError."""
+        """Uninstall a VM's snapshot, destroy the disks that are left: xapi removes its record, then
+        its disks until one fails (cli_operations.ml, vm_uninstall_common). Raise VmBackupError."""
         def attempt(number: int):
             uuid = intent.uuid
             disks = self.disks_of(intent)
@@ -4978,8 +4942,7 @@ class Exporter(Remover):
         taken = self.disks
         before = []            # type: List[str]
         if self.kind == 'VM':
-            ref = vm.ref
-            uuid = vm.uuid
+            ref, uuid = vm.ref, vm.uuid
             label = 'RESTORE_' + vm.name
             # From there on vm-snapshot has ignore-vdi-uuids.
             self.ignoring = self.others and self.pool.version() >= (21, 4)
@@ -4988,8 +4951,7 @@ class Exporter(Remover):
             before += vm.record['snapshots']
         else:
             disk, = self.disks
-            ref = disk.vdi_ref
-            uuid = disk.vdi['uuid']
+            ref, uuid = disk.vdi_ref, disk.vdi['uuid']
             label = 'SNAP_{}_{}'.format(vm.name, disk.name).replace(' ', '-')
         for disk in taken:
             before += disk.vdi['snapshots']
@@ -5033,9 +4995,7 @@ class Exporter(Remover):
             pool=self.pool.uuid(), since=utc(ahead - 60), until=utc(ahead + 900),
             latest=utc(ahead + 2 * XE_TIMEOUT + 900))
         self.write_intent(backup, intent)
-        words = {}             # type: Record
-        if self.kind == 'VM':
-            words['new_name_label'] = intent.label
+        words = {'new_name_label': intent.label} if self.kind == 'VM' else {}
         if self.ignoring:
             words['ignore_vdi_uuids'] = ','.join(disk.vdi['uuid'] for disk in self.others)
         try:                   # by uuid=, as vm= also finds a VM that is named so
@@ -5847,7 +5807,7 @@ class Shared(Run):
 
     def remove_leftovers(self, history: History, warnings: Warned):
         """Remove what a dead run left, in the pool and on disk; return snapshots that stay."""
-        records = history.with_intent()
+        records = list(history.with_intent())
         for backup in records:
             if backup.path not in {*self.not_removed, *self.doubtful}:
                 with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
@@ -6108,7 +6068,7 @@ class VmBackup(Turn):
         return self.history.judged(policy_of(self.settings, self.job), self.owner(), told.of_the_vm,
                                    Aged(self.began, disks=told.holds if path else ()), path)
 
-    def prune(self, judged: Judged):
+    def prune(self, judged: List[Tuple[Backup, Texts]]):
         """Delete older backups that nothing keeps; log what only a disk keeps."""
         for backup, why in judged:
             if not why:
@@ -6303,7 +6263,7 @@ class BackupRun(Shared):
     def record_end(self, name: str, this_run: LastRun):
         """Record that the run ends."""
         with tolerating(self.warnings, 'the end of this run is not recorded'):
-            failed = ['{0.name:.{1}} ({0.status})'.format(outcome, LONGEST_NAME)
+            failed = ['{0.name:.255} ({0.status})'.format(outcome)
                       for outcome in self.outcomes if outcome.error]
             told = dict(list(self.warnings.told.items())[:MOST_RECORDED])
             self.store.write_run(name, this_run._replace(
@@ -6438,7 +6398,7 @@ class BackupRun(Shared):
     def clean_up_one(self, history: History):
         """Clean up one directory, unless another run is at work there."""
         with tolerating(self.warnings, f'cannot clean up {history.directory}'):
-            if history.with_intent() or any(history.half_deleted()):
+            if any(history.with_intent()) or any(history.half_deleted()):
                 check_signals()
                 try:
                     with self.store.locked(history.directory, 0):
@@ -6508,7 +6468,7 @@ def run_backup(line: CommandLine):
 LISTED = '{:16}  {:5}  {:10}  {:10}  {:7}  {:28}  {}'     # of a table of `list`
 
 
-def dumps_of(histories: Histories):
+def dumps_of(histories: Sequence[History]):
     """Return paths of the pool database's dumps, by their directories. Raise OSError."""
     found = {}                 # type: Dict[str, Texts]
     for path in sorted(history.directory for history in histories):
@@ -6939,7 +6899,7 @@ class Sources:
         found = list(filter(History.holds_any, found))
         return [each for each in found if encoded(each.vm_name()) == encoded(word)] or found
 
-    def newest(self, histories: Histories, date: str = '', uuid: str = ''):
+    def newest(self, histories: Sequence[History], date: str = '', uuid: str = ''):
         """Return the newest good backup of a time that begins so, or a VM, of this host's pool if
         it has any. Raise UsageError if it may be of one VM or of another; TargetError without."""
         digits = sub('[^0-9]', '', date) or date

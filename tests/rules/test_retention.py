@@ -319,7 +319,7 @@ class Protected(RetentionCase):
         with unittest.mock.patch('os.stat', stale), self.assertRaises(OSError):
             VmBackup.is_there(backup.file('protected'))
         with unittest.mock.patch('os.stat', stale):
-            found = store_at(self.backups).history('web').with_intent()
+            found = list(store_at(self.backups).history('web').with_intent())
         self.assertEqual([path], [backup.path for backup in found])
         with unittest.mock.patch('os.scandir', side_effect=error), self.assertRaises(OSError):
             backup.files()
