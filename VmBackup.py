@@ -3352,8 +3352,7 @@ class Catalogue:
             return [self.history(self.path)]
         found = self.histories()
         if not any(each.holds_any() or f'/{DUMPS}' in each.directory.upper() for each in found):
-            raise TargetError(f'backup_dir holds no backup at all -> {self.root} (is it the right '
-                              'one, and the share mounted?)')
+            raise TargetError(f'backup_dir holds no backup at all -> {self.root} (is it mounted?)')
         return found
 
     def history(self, directory: str):
@@ -3414,15 +3413,14 @@ def dumps_in(directory: str, ending: str = ''):
                   if match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump' + ending + r'\Z', name))
 
 
-def select_histories(histories: Sequence[History], config: Config, keep: int = 1):
+def select_histories(found: Sequence[History], config: Config, keep: int = 1):
     """Choose of those with backups or failures' records; say what was not found."""
-    vms = [history.owner() for history in histories if history.holds_any()]
+    vms = [history.owner() for history in found if history.holds_any()]
     rules = config.rules
     if all(rule.method == 'vm' for rule in rules):
         rules = (selector(''), *rules)                 # of all
     plan = select(rules, vms, keep, saved=True) if vms or config.rules else Plan()
-    plan.messages += [f'***NOTE - passed over: {each.refused}'
-                      for each in histories if each.refused]
+    plan.messages += [f'***NOTE - passed over: {each.refused}' for each in found if each.refused]
     return plan
 
 
@@ -3466,8 +3464,7 @@ def check_readable(document: Record):
     try:
         parse_json(encoded(as_json(document)))
     except ValueError as error:
-        raise TargetError(f'its record would be too long: {error} (give the VM fewer tags, or '
-                          'shorter names to it and its disks)')
+        raise TargetError(f'its record would be too long: {error} (shorten its tags and names)')
 
 
 def set_intent(backup: Backup, intent: Intent):
@@ -3517,12 +3514,11 @@ class NewBackup(Backup):
     def complete(self, document: Record, large: bool):
         """Make it count as a backup: sync all, then write the marker, last. Return its files."""
         sizes = {}             # type: Sizes
-        for name in sorted(self.files()):
-            if name != INTENT:
-                path = self.file(name)
-                sync(path)
-                sync_directory(dirname(path))
-                sizes[portable(name)] = size_of(path)
+        for name in sorted({*self.files()} - {INTENT}):
+            path = self.file(name)
+            sync(path)
+            sync_directory(dirname(path))
+            sizes[portable(name)] = size_of(path)
         check_held(self.path)
         manifest = dict(document, number=self.manifest.number, files=sizes)
         check_readable(manifest)
@@ -3568,16 +3564,14 @@ class Store(Catalogue):
         make_directory(history.directory)
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
         for seconds in range(60):                      # as one may be taken
-            name = dated(self.patterns[0], when + timedelta(seconds=seconds))
-            path = f'{history.directory}/{name}'
+            path = join(history.directory, dated(self.patterns[0], when + timedelta(0, seconds)))
             if make_directory(path):
                 return NewBackup(path, manifest=Manifest(number=number))
         raise TargetError(f'cannot make a new directory below {history.directory}')
 
     def delete(self, backup: Backup):
-        """Delete what is ours in a dated directory, which counts no more at once, and what was
-        dropped there; the caller holds its VM's lock. Raise TargetError if it has a link above it,
-        a snapshot's record (also a damaged one), a mount in it, or is protected; OSError."""
+        """Delete what is ours, or was dropped, in a dated directory, which at once counts no more;
+        its VM is locked. Raise TargetError if a snapshot, mount or protection forbids it."""
         with hold(backup.path):
             if backup.intent():
                 raise TargetError('it records a snapshot that is still to be removed')
@@ -4499,9 +4493,7 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
             way = GUIDE_DISK
             label = disk.name
             form = form_of(path)
-            size = snapshot.size
-            if form == '.vhd':
-                size = rounded_up(size, VHD_BLOCK)
+            size = rounded_up(snapshot.size, VHD_BLOCK) if form == '.vhd' else snapshot.size
             if compression_of(path).ending:
                 values['unpack'] = f'{compression_of(path).unpack} {shell_word(path)}\n'
                 path = plain_name(path)
@@ -4840,14 +4832,13 @@ class Remover(Operator):
     def is_ours(self, kind: str, found: Snapshot, new: Sequence[Snapshot], intent: Intent):
         """Return if it can only be what was meant: of a VM, the only template of then with our
         label; of a disk, the only one of then without VBD, with its label (xapi: xapi_vdi.ml)."""
+        until = intent.latest if kind == 'VM' else intent.until
+        new = [each for each in new if intent.since <= each.when <= until]
         if kind == 'VM':
-            likely = [each for each in new if each.label == intent.label
-                      and intent.since <= each.when <= intent.latest]
+            likely = [each for each in new if each.label == intent.label]
             return found.template and likely == [found]
-        likely = [each for each in new if each.of == found.of and not each.vbds
-                  and intent.since <= each.when <= intent.until]
-        return likely == [found] and found.label == dict(
-            zip(intent.sources, intent.names)).get(found.of)
+        alone = [each for each in new if each.of == found.of and not each.vbds] == [found]
+        return alone and found.label == dict(zip(intent.sources, intent.names)).get(found.of)
 
     def doubt(self, kind: str, found: Snapshot, backup: Backup):
         """Warn of a snapshot that may be somebody else's; return False."""
@@ -4940,7 +4931,7 @@ class Exporter(Remover):
             if level == 'ERROR':
                 raise BackupFailed(self.export_token, text)
         taken = self.disks
-        before = []            # type: List[str]
+        before = [*vm.record['snapshots']]
         if self.kind == 'VM':
             ref, uuid = vm.ref, vm.uuid
             label = 'RESTORE_' + vm.name
@@ -4948,7 +4939,6 @@ class Exporter(Remover):
             self.ignoring = self.others and self.pool.version() >= (21, 4)
             if not self.ignoring:
                 taken = taken + self.others
-            before += vm.record['snapshots']
         else:
             disk, = self.disks
             ref, uuid = disk.vdi_ref, disk.vdi['uuid']
