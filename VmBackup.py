@@ -3619,7 +3619,7 @@ class Store(Catalogue):
 
     def lock_of(self, directory: str):
         """Return the path of the lock of a directory in backup_dir, or of a run."""
-        return '{}/{}/{}.lock'.format(self.root, LOCKS, basename(directory).rstrip('. '))  # folded
+        return '{}/{}/{}.lock'.format(self.root, LOCKS, basename(directory).rstrip('. '))
 
     @contextmanager
     def locked(self, directory: str, patience: float):
@@ -3650,9 +3650,8 @@ class Store(Catalogue):
                 bounded('the share', os.close, handle)
 
     def lock(self, path: str, handle: int):
-        """Try to lock a file; False if somebody else has. flock(2) tells that by EAGAIN or, on CIFS
-        and old NFS, by EACCES, as if it were forbidden: at first such a failure makes us try a file
-        that nobody else has. Raise TargetError, OSError."""
+        """Try to lock a file; False if another has: EAGAIN or, on CIFS and old NFS, EACCES, as if
+        forbidden: so we first try one that nobody has (flock(2)). Raise TargetError, OSError."""
         error = None if self.no_locking else self.try_locking(handle)
         number = getattr(error, 'errno', 0)
         if error and self.no_locking is None and number != EAGAIN:
@@ -4784,8 +4783,7 @@ class Remover(Operator):
             self.pool.wait_for_snapshot(intent.kind, intent.ref)
         clear = True
         names = dict(zip(intent.sources, intent.names))
-        # Of a VM's that was only half made, the disks come first, and are not anybody's yet (xapi:
-        # xapi_vm_clone.ml).
+        # Of a VM's half made one the disks come first, yet nobody's (xapi: xapi_vm_clone.ml).
         for kind, refs in {intent.kind: (intent.ref,), 'VDI': intent.sources}.items():
             new = [found for found in self.pool.snapshots(kind, refs)
                    if found.ref not in intent.before]
@@ -4798,8 +4796,7 @@ class Remover(Operator):
                         halves.append(found)
                 elif kind == 'VDI' and not (found.vbds or found.tags) and (
                         found.when >= intent.since and found.label == names.get(found.of)):
-                    # We may have meant to make it, and nobody has marked it: one request can make
-                    # two where xapi ends meanwhile (recorded from 25.33.2 and 26.17.0).
+                    # One request of ours may make two where xapi ends (recorded from 26.17.0).
                     clear = self.doubt(kind, found, backup)
                 elif found.label == intent.label:
                     if intent.noted:
@@ -4919,11 +4916,8 @@ class Exporter(Remover):
         """Choose the disks, prepare the record; a disk's later snapshots are known by time."""
         self.vm = vm
         choosy = self.choice != DiskChoice() or not self.archive
-        try:
+        with ExitStack() if choosy else suppress(PoolError):   # of which the metadata step warned
             self.choose(vm, choosy)                    # the night is long: disks may have moved
-        except PoolError:                              # the metadata step has warned of it
-            if choosy:
-                raise
         if not (self.disks or self.archive):
             raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: ' + (
                 abbreviate(list(map(LEFT_OUT.format, self.others))) or 'it has none'))
