@@ -14,7 +14,8 @@ snapshot could not be prepared, vm-uninstall failed or an earlier run was killed
 for disks of such a snapshot that are left, or are not to be exported; `xe vbd-unplug` and
 `vbd-destroy` where dom0 still has them; on request `xe pool-dump-database`, and a program, `hook`.
 
-A restore, which has to be asked for, issues (the last for what is half done, or was but a test)
+`stream` does the same as vm-export, to standard output. A restore, which has to be asked for,
+issues (the last for what is half done, or was but a test)
 
     of a VM       xe vm-import, vm-param-remove, vdi-param-remove, network-param-remove, vm-start
     of a disk     xe vdi-create, vdi-import, vbd-create, vdi-param-set
@@ -44,11 +45,12 @@ Map of this file, in the order in which a run meets its sections; each uses only
     16 Importers     what a restore makes in the pool, and how it is taken back
     17 Reports       status log, report, mail, hooks
     18 One VM        the backup of one VM, from its begin line to its end line
-    19 Runs          a night's backup, its preview
+    19 Runs          a night's backup, its preview, a stream
     20 Commands      verify, list, prune, protect
     21 Restores      restore, test-restore
-    22 Checks        status, check-config, test-mail
-    23 Command line  help texts, main
+    22 Disks         extract: one disk of a backup as a file or stream
+    23 Checks        status, check-config, test-mail
+    24 Command line  help texts, main
 """
 
 import base64
@@ -69,15 +71,16 @@ import unicodedata
 from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
-from errno import (EACCES, EAGAIN, EDQUOT, EFBIG, EINVAL, EIO, ELOOP, EMLINK, ENAMETOOLONG, ENOENT,
-                   ENOSPC, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS, ESTALE, EXDEV)
+from errno import (EACCES, EAGAIN, EDQUOT, EEXIST, EFBIG, EINVAL, EIO, ELOOP, EMLINK,
+                   ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS, ESTALE,
+                   EXDEV)
 from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
                 O_RDONLY, O_RDWR, O_WRONLY, fstat, getpid, pread)
 from os.path import (abspath, basename, dirname, exists, isdir, isfile, join, lexists, normpath,
                      realpath, samestat, split, splitext)
 from re import DOTALL, IGNORECASE, MULTILINE, findall, match, search, sub
-from signal import (SIGHUP, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIG_BLOCK, SIG_IGN, SIG_SETMASK,
-                    SIG_UNBLOCK, pthread_sigmask)
+from signal import (SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGTERM, SIGUSR1, SIG_BLOCK, SIG_IGN,
+                    SIG_SETMASK, SIG_UNBLOCK, pthread_sigmask)
 from stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
 from subprocess import CompletedProcess, DEVNULL, PIPE, Popen, STDOUT, TimeoutExpired
 from threading import Lock, RLock, Thread, get_ident
@@ -596,6 +599,15 @@ class Console:
         self.end()
         with self.lock:
             self.put(self.output, text)
+
+    def emit(self, data: Any):
+        """Write bytes of a stream on standard output. Raise CommandFailed if nobody takes them."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self.output.write(view) or 0:]
+        except OSError as error:
+            raise CommandFailed(f'cannot write to standard output: {error.strerror}')
 
     def put(self, stream: Any, text: str):
         """Print text where the cursor stands; a closed or full output is not an error."""
@@ -1656,7 +1668,8 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
         attend(children, converse, argv, timeout, cuttable, watchdog)
     status = children[-1].returncode
     if packer and status:
-        raise CommandFailed(f'{tool[0]} failed: {decoded(said[-1][1]) or f"exit status {status}"}')
+        reason = {-SIGPIPE: 'nobody reads its output any more'}.get(status, f'exit status {status}')
+        raise CommandFailed(f'{tool[0]} failed: {decoded(said[-1][1]) or reason}')
     output, errors = said[0]
     return CompletedProcess(argv, child.returncode, output or b'', errors)
 
@@ -2232,6 +2245,9 @@ class Pool:
 ROOTS = set()              # type: Set[str]        # backup_dir, or what a command was given as such
 HELD = {}                  # type: Dict[str, List[int]]    # handles by path; the first counts
 HOLDING = RLock()    # for looking at HELD, or changing it; a generator may end meanwhile
+PARTIAL = '.partial'       # ends the name of a file that is long in the writing, until it is whole
+HOLE = 1 << 16             # bytes of zeros that a sparse file leaves out
+NOTHING = bytes(HOLE)
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_PART = 247         # of a VM's directory, with room for .xva.zst behind it
 # Parts of a path that a NAS, a desktop or a client drops: Synology, QNAP, WD, Samba
@@ -2485,6 +2501,39 @@ def load(path: str, limit: int = LONGEST_RECORD, names: int = 1):
     """Return what a file on the share holds, so many bytes at most. Raise OSError."""
     with naming(path), open(open_file(path, names=names), 'rb') as stream:
         return stream.read(limit)
+
+
+@contextmanager
+def new_file(path: str):
+    """Yield a file that is to be written; when all went well it is forced onto stable storage and
+    gets its name, if that is still free. Until then its name ends in .partial. Raise OSError."""
+    temporary = path + PARTIAL
+    if is_there(path):
+        raise OSError(EEXIST, 'is there already, and never written over', path)
+    with naming(temporary), create(temporary) as stream:
+        try:
+            yield stream
+            stream.flush()
+            os.fsync(stream)
+            with place(path) as (name, directory), allowing(EPERM, ENOTSUP, EMLINK):
+                os.link(basename(temporary), name, src_dir_fd=directory, dst_dir_fd=directory)
+            if not is_there(path):     # it has no links: FAT, some shares
+                rename(temporary, basename(path))
+            sync_directory(dirname(path))
+        finally:
+            remove(temporary)
+
+
+def write_sparse(stream: Any, pieces: Iterable):
+    """Write pieces of a disk, each at its place, the last of which is empty and at the disk's end;
+    where all is zeros nothing is written. Raise OSError."""
+    for begin, data in pieces:
+        whole = bytes(data)
+        for at in range(0, len(whole), HOLE):
+            if not whole.startswith(NOTHING, at) or at + HOLE > len(whole):
+                stream.seek(begin + at)
+                stream.write(whole[at:at + HOLE])
+    stream.truncate(begin)
 
 
 def make_directory(path: str, mode: int = 0o700):
@@ -3274,11 +3323,12 @@ class History:
             yield backup
 
     def half_deleted(self):
-        """Yield the paths of what a run that ended early was deleting, but for a person's."""
+        """Yield the paths of what a run that ended early was deleting, but for a person's, and what
+        still records a snapshot (see run_stream)."""
         for name in self.names():
             with suppress(OSError):                    # what may not be read is somebody's
                 path = f'{self.directory}/{name}'
-                if name.startswith(DELETING) and (
+                if name.startswith(DELETING) and not is_there(f'{path}/{INTENT}') and (
                         self.date_of(name[len(DELETING):]) or 'ours' in Backup(path).owners()):
                     yield path
 
@@ -3430,7 +3480,6 @@ def select_histories(found: Sequence[History], config: Config, keep: int = 1):
 # No directory of ours is deleted through a symbolic link, nor what is mounted in it. Before it is
 # deleted it gets a name that counts as no backup, so that a kill in the midst leaves none in part.
 
-PARTIAL = '.partial'       # ends the name of a dump while it is written
 RUN_PATIENCE = 3           # seconds; `status` may look at the lock
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 # Seconds without a change on a share that cannot lock, after which another host is not taken to be
@@ -3559,12 +3608,14 @@ class Store(Catalogue):
             make_directory(f'{history.directory}/{CLAIM}{vm.uuid}')
         return history
 
-    def begin(self, history: History, when: datetime):
-        """Make a new dated directory, a few seconds later where that one exists."""
+    def begin(self, history: History, when: datetime, mark: str = ''):
+        """Make a new dated directory, a few seconds later where that one exists; `mark`: what its
+        name begins with."""
         make_directory(history.directory)
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
         for seconds in range(60):                      # as one may be taken
-            path = join(history.directory, dated(self.patterns[0], when + timedelta(0, seconds)))
+            name = dated(self.patterns[0], when + timedelta(0, seconds))
+            path = f'{history.directory}/{mark}{name}'
             if make_directory(path):
                 return NewBackup(path, manifest=Manifest(number=number))
         raise TargetError(f'cannot make a new directory below {history.directory}')
@@ -3662,9 +3713,11 @@ class Store(Catalogue):
             if self.no_locking:
                 log(f'***NOTE - backup_dir {self.root} cannot lock ({self.no_locking}): two runs '
                     'at once would not notice each other')
-        if error and not self.no_locking and number not in (EAGAIN, EACCES):
+        if not error or self.no_locking:
+            return True
+        if number not in (EAGAIN, EACCES):
             raise TargetError(f'cannot lock {path}: {reason_of(error)}')
-        return not error or bool(self.no_locking)
+        return False
 
     def try_locking(self, handle: int):
         """Lock a file; return why not."""
@@ -3746,6 +3799,15 @@ class Store(Catalogue):
             return None                                # of an import, the pool will tell later
         return record._replace(path=path, complete=record.complete if record.noted else
                                b'\n' in data)
+
+
+def host_store():
+    """Return where this host records what has no backup_dir: beside its notes. Raise OSError,
+    TargetError."""
+    prepare_notes()
+    store = Store(parse_config([f'backup_dir={dirname(note_of(""))}', 'require_mount=no']))
+    store.check()
+    return store
 
 
 @contextmanager
@@ -3842,6 +3904,7 @@ DEEPEST = 100              # elements of XML within each other; xapi writes abou
 LAST = '~'                 # begins the id of a disk that is to come after all others
 FORMS = ('.xva', '.raw', '.vhd', '.dump', '.xml')
 SUMS = {16: '.xxhash', 40: '.checksum'}    # by hex digits: XXH64 since xapi 1.170, SHA-1 before
+Located = Iterable[Tuple[int, Any]]    # where on a disk, and the data there; the end, and nothing
 
 
 class Proof(NamedTuple):
@@ -3943,8 +4006,15 @@ class ArchivedDisk(NamedTuple):
     """A disk that an archive has to hold."""
     id: str                    # the directory of its chunks
     size: int                  # bytes, the virtual size
-    label: str
     device: str                # its user device; '' for a suspend image
+    name: str                  # of the device
+    title: str                 # its own name
+    uuid: str                  # in an archive, which is of a snapshot, that of the snapshot's
+
+    @property
+    def names(self):
+        """Return by what a person may mean it."""
+        return [self.name, self.device, device_name('', self.device), self.title, self.uuid]
 
 
 class ArchivedVm(NamedTuple):
@@ -3967,17 +4037,17 @@ def archived_vm(ova: bytes):
         for vbd in objects['VBD'].values():
             if vbd['type'] != 'CD' and not vbd['empty']:
                 device = str(vbd['userdevice'])
-                places[vbd['VDI']] = 'disk ' + device_name(vbd['device'], device), device
+                places[vbd['VDI']] = device_name(vbd['device'], device), device
         if vm['power_state'] == 'Suspended':
-            places.setdefault(vm['suspend_VDI'], ('suspend image', ''))
-        for ref, (label, device) in sorted(places.items()):
+            places.setdefault(vm['suspend_VDI'], ('suspend-image', ''))
+        for ref, (name, device) in sorted(places.items()):
             vdi = objects['VDI'][ref]
             if objects['SR'][vdi['SR']]['content_type'] != 'iso':
-                label += f' ({printable(vdi["name_label"])}, {ref})'
                 size = as_size(vdi['virtual_size'])
                 if size is None:
                     raise ValueError('virtual_size is no number: ' + vdi['virtual_size'][:40])
-                disks.append(ArchivedDisk(str(ref), size, label, device))
+                disks.append(ArchivedDisk(str(ref), size, device, name, str(vdi['name_label']),
+                                          str(vdi['uuid'])))
         for vif in objects['VIF'].values():
             network = objects['network'][vif['network']]
             vifs.append((vif['device'], network['name_label'], network['bridge']))
@@ -3999,7 +4069,8 @@ class Reader:
         begin = b'' if plain else pread(handle, 4, 0)
         compression = next(each for each in COMPRESSIONS.values() if begin.startswith(each.magic))
         self.stream = io.FileIO(handle, closefd=False)         # type: Any
-        if compression.programs:
+        self.packed = bool(compression.programs)
+        if self.packed:
             self.stream = Filter(packing_command(compression, undo=True), handle)
 
     def more(self, view: memoryview):
@@ -4147,7 +4218,7 @@ class ArchiveReader(Reader):
         except Damaged as error:
             raise Damaged(f'ova.xml: {error}')
         for disk in vm.disks:
-            self.read_disk(disk)
+            deque(self.chunks(disk), 0)    # to its end
         self.where = 'the end'                         # two blocks of zeros, or as many as tar adds
         name, _ = self.member()
         if name:
@@ -4184,14 +4255,27 @@ class ArchiveReader(Reader):
             raise self.fault('a member of an unknown kind')
         return found.name, found.size
 
-    def read_disk(self, disk: ArchivedDisk):
-        """Read all chunks of a disk. Chunks of zeros are left out, but never the first and the
-        last; an empty one, which keeps a connection alive, takes up a number. What is left out
-        counts as whole chunks; an import fails as it takes the length of the archive's first chunk
-        for that, if this is of a disk below 1 MiB (xapi: stream_vdi.ml, recv_all_vdi)."""
+    def disk(self, wanted: str, passing: bool = False):
+        """Yield the chunks of the disk of that id (see `chunks`), then its size, and nothing. The
+        disks in front of it, and if `passing` its own data, are passed over."""
+        for disk in archived_vm(self.read_ova()).disks:
+            for chunk in self.chunks(disk, passing or disk.id != wanted):
+                if disk.id == wanted:
+                    yield chunk
+            if disk.id == wanted:
+                yield disk.size, b''
+                break
+
+    def chunks(self, disk: ArchivedDisk, passing: bool = False):
+        """Yield where each chunk of a disk is, and its data, if not `passing` read and checked.
+        Chunks of zeros are left out, but never the first and the last; an empty one, which keeps a
+        connection alive, takes up a number. What is left out counts as whole chunks; an import
+        fails as it takes the length of the archive's first chunk for that, if this is of a disk
+        below 1 MiB (xapi: stream_vdi.ml, recv_all_vdi)."""
+        label = f'disk {disk.name} ({printable(disk.title)}, {disk.id})'
         expected = offset = 0          # number of the next chunk, if none is left out
         while offset < disk.size:
-            self.where = f'{disk.label} at {offset} of {disk.size}'
+            self.where = f'{label} at {offset} of {disk.size}'
             name, size = self.member()
             digits = match(re.escape(disk.id) + r'/([0-9]{8,})\Z', name)
             number = int(digits.group(1)) if digits else -1
@@ -4205,15 +4289,20 @@ class ArchiveReader(Reader):
             if size not in (room, 0) or not room:
                 raise self.fault(f'chunk {name} of {size} bytes for offset {offset}, where '
                                  f'{room} were expected')
-            self.where = f'{disk.label}, chunk {name}'
-            self.read_chunk(name, size)
+            self.where = f'{label}, chunk {name}'
+            self.read_chunk(name, size, passing)
+            yield offset, self.view[:size]
             expected = number + 1
             offset += size
 
-    def read_chunk(self, name: str, size: int):
-        """Read a chunk into the buffer, its checksum, whose blocks are returned, and a header."""
+    def read_chunk(self, name: str, size: int, passing: bool = False):
+        """Read a chunk into the buffer, its checksum, whose blocks are returned, and a header; if
+        `passing` the data is not looked at and, where the file is not compressed, not read."""
         end = rounded_up(size)
-        self.check_padding(self.fill(self.view[:end])[size:])
+        if self.packed or not passing:
+            self.check_padding(self.fill(self.view[:end])[size:])
+        else:
+            self.at = self.stream.seek(end, io.SEEK_CUR)
         head = self.read_block()
         found, length = self.member()
         if length not in SUMS or found != name + SUMS[length]:
@@ -4222,7 +4311,9 @@ class ArchiveReader(Reader):
         self.check_padding(block[length:])
         told = right = block[:length].decode('ascii', 'replace')
         data = self.view[:size]
-        if SUMS[length] == '.checksum':
+        if passing:
+            right = told
+        elif SUMS[length] == '.checksum':
             import hashlib
             right = hashlib.sha1(data).hexdigest()
         elif xxh64_function():
@@ -4252,20 +4343,32 @@ def zeros(size: int):
         yield bytes(min(CHUNK, size - offset))
 
 
+def disk_in(form: str, reader: Any, size: Size = None, wanted: str = ''):
+    """Yield where each piece of a disk is on it, and its data, at last its size and nothing: of an
+    image, of such a size if that is known, or of an archive the disk of that id. Raise Damaged."""
+    if form == '.xva':
+        yield from reader.disk(wanted)
+    elif form == '.vhd':
+        yield from reader.blocks(size)
+    else:
+        for piece in iter(reader.read_on, b''):
+            if size is None or reader.at <= size:
+                yield reader.at - len(piece), piece
+            if size and reader.at > size + CHUNK:      # it may go on for ever
+                raise Damaged(f'it goes on after byte {reader.at}, its disk ends at {size}')
+        if size not in (None, reader.at):
+            raise Damaged(f'it has {reader.at} bytes, its disk {size}')
+        yield reader.at, b''
+
+
 def read_form(form: str, reader: Any, size: Size):
     """Read a file of one of FORMS; `size` is that of its disk, if known. Raise Damaged, OSError."""
     if form == '.xva':
         return reader.read()
-    if form == '.raw':
-        while reader.read_on():
-            if size and reader.at > size + CHUNK:      # it may go on for ever
-                raise Damaged(f'it goes on after byte {reader.at}, its disk ends at {size}')
-        if size is None:
+    if form in ('.raw', '.vhd'):
+        deque(disk_in(form, reader, size), 0)      # to its end
+        if form == '.raw' and size is None:
             return reader.proof('length')
-        if size != reader.at:
-            raise Damaged(f'it has {reader.at} bytes, its disk {size}')
-    elif form == '.vhd':
-        deque(reader.blocks(size), 0)      # to its end
     else:
         with damaged_if_malformed():
             parse_xml(map(bytes, iter(reader.read_on, b'')),
@@ -4357,20 +4460,20 @@ def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]):
         yield moved + rest[:2 * BLOCK]
 
 
-def image_pieces(path: str, form: str, size: int, whole: int):
-    """Yield an image's disk, and zeros up to the new one's size (vhd-tool: impl.ml, serve)."""
+def continuous(pieces: Located):
+    """Yield all bytes of a disk, with zeros where there is nothing."""
+    at = 0
+    for begin, data in pieces:
+        yield from zeros(begin - at)
+        yield data
+        at = begin + len(data)
+
+
+def disk_pieces(path: str, form: str, size: int, whole: int, wanted: str):
+    """Yield disk_in, and zeros up to the new one's size (vhd-tool: impl.ml, serve)."""
     with opened(path, form) as reader:
-        at = 0
-        pieces = ((reader.at - len(piece), piece) for piece in reader.pieces())
-        for begin, data in pieces if form == '.raw' else reader.blocks():
-            gap, at = begin - at, begin + len(data)
-            if at > size:
-                break
-            yield from zeros(gap)
-            yield data
-        if at != size:
-            raise Damaged(f'{path} has {at} bytes or more, not {size}')
-        yield from zeros(whole - at)
+        yield from continuous(disk_in(form, reader, size, wanted))
+        yield from zeros(whole - size)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4525,6 +4628,34 @@ class Verified(NamedTuple):
         return told if self.proved else {**told, 'fault': printable(self.problems[0])}
 
 
+def read_watched(path: str, limit: float, verb: str, read: Callable):
+    """Return what a function returns of a file's form and Reader, in a thread of its own, as
+    storage may hang, for so many seconds at most. Raise what it does, CommandFailed."""
+    readers = []               # type: List[Reader]    # once it is open
+
+    def work():
+        form = form_of(path)
+        sync(path)
+        with opened(path, form) as reader:
+            readers.append(reader)
+            return read(form, reader)
+    try:
+        return bounded(path, work, watch=Watchdog(
+            limit, lambda: sum(each.position() for each in readers), verb, path,
+            bounded(path, size_of, path)).check)
+    finally:
+        for reader in readers:
+            reader.close()
+
+
+def check_digest(backup: Backup, name: str, digest: str):
+    """Return whether a backup's manifest has the digest of a file; raise Damaged if another one."""
+    known = backup.manifest.digests.get(portable(plain_name(name)))
+    if known not in (None, digest):
+        raise Damaged('intact, but not the file that was verified first')
+    return bool(known)
+
+
 class Verifier:
     """Reads files under watch, and shows how far it is."""
     def __init__(self, limit: float):
@@ -4532,21 +4663,8 @@ class Verifier:
 
     def prove(self, path: str, size: Size = None):
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
-        readers = []           # type: List[Reader]    # once it is open
-
-        def read():   # in a thread of its own, as its storage may hang
-            form = form_of(path)
-            sync(path)
-            with opened(path, form) as reader:
-                readers.append(reader)
-                return read_form(form, reader, size)
-        try:
-            return bounded(path, read, watch=Watchdog(
-                self.limit, lambda: sum(each.position() for each in readers), 'verified', path,
-                bounded(path, size_of, path)).check)
-        finally:
-            for reader in readers:
-                reader.close()
+        return read_watched(path, self.limit, 'verified',
+                            lambda form, reader: read_form(form, reader, size))
 
     def prove_in(self, backup: Backup, name: str):
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
@@ -4555,10 +4673,7 @@ class Verifier:
         meant = backup.manifest.snapshot
         if proof.vm and meant not in (None, proof.vm):
             raise Damaged(f'it is of another snapshot: {proof.vm}, not {meant}')
-        known = backup.manifest.digests.get(portable(plain))
-        if known not in (None, proof.digest):
-            raise Damaged('intact, but not the file that was verified first')
-        if known and plain.endswith(('.raw', '.vhd')):
+        if check_digest(backup, name, proof.digest) and plain.endswith(('.raw', '.vhd')):
             return proof._replace(proved='checksums')
         return proof
 
@@ -4611,6 +4726,7 @@ class Verifier:
 # mark, its own uuid, in other_config; or this host has noted its uuid or, before it was made, that
 # it would be, and it is new and carries our label. Never by its name, nor by what a share says.
 
+SET_PIPE_SIZE = 1031       # F_SETPIPE_SZ (Linux: fcntl.h), which Python has since 3.10
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 LEFT_OUT = '{0.device} ({0.name}): {0.why}'        # a disk that is not exported
 # Recorded from xapi 26.17.0; vhd-tool: channels.ml.
@@ -5083,6 +5199,41 @@ class Exporter(Remover):
         if form == '.raw' and not packing.ending and size_of(path) != size:
             raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {size}')
 
+    def stream(self, uuid: str, limit: float):
+        """Export an archive to standard output; tee(1) hands it to us, too, and we verify it on its
+        way. It is cut off where it is damaged. Raise CommandFailed."""
+        handle, copy = os.pipe()
+        with suppress(OSError):                        # it goes on, slower
+            fcntl.fcntl(copy, SET_PIPE_SIZE, CHUNK)
+        packing = compression_of(self.extension)
+        reader = ArchiveReader(handle, plain=True)
+        proofs = []            # type: List[Proof]
+        wrong = []             # type: List[str]       # first of all what the rest follows from
+
+        def verify():
+            # Closed when that is noted, as else tee would go on.
+            with io.FileIO(handle), closing(reader), tolerating(wrong, 'the archive is not whole'):
+                if packing.programs:
+                    reader.stream = Filter(packing_command(packing, undo=True), handle)
+                proofs.append(reader.read())
+
+        verifying = Thread(target=verify, daemon=True)
+        verifying.start()
+        watchdog = Watchdog(limit, lambda: reader.at, 'streamed', self.vm.name,
+                            progress=lambda: self.pool.progress(uuid))
+        try:
+            with tolerating(wrong, 'the export failed'):
+                self.xe.tell('vm-export', watchdog=watchdog, uuid=uuid, filename='',
+                             packer=(['tee', f'/proc/{getpid()}/fd/{copy}'], 1),
+                             **packing.parameters)
+        finally:
+            os.close(copy)
+        verifying.join()
+        if wrong or not proofs:
+            raise CommandFailed([*wrong, 'the archive was not verified'][0])
+        log(f'streamed {self.vm.name}: {human_size(proofs[0].size)}, {PROVED[proofs[0].proved]}',
+            loud=True)
+
 
 # ----------------------------------------------------------------------------------------------
 # 16. Importers: what a restore makes in the pool, and how it is taken back
@@ -5104,6 +5255,12 @@ class Chosen(NamedTuple):
     path: str                  # of the archive or image
     form: str                  # one of FORMS, or ''
     backup: Backup             # its directory
+    disk: Optional[ArchivedDisk] = None    # of all that is in it only this one
+
+    @property
+    def whole(self):
+        """Return whether it is a whole VM."""
+        return self.form == '.xva' and not self.disk
 
     @property
     def suffix(self):
@@ -5242,7 +5399,7 @@ class Importer(Operator):
         """Import an archive (`cut_off`: off all networks) or an image; return the new uuid."""
         check_signals()
         try:
-            if chosen.form == '.xva':
+            if chosen.whole:
                 return self.import_vm(chosen.path, target, record.mark, cut_off)
             return self.import_disk(chosen, target, record)
         except CommandFailed as error:
@@ -5279,7 +5436,7 @@ class Importer(Operator):
 
     def import_disk(self, chosen: Chosen, target: Target, record: Restoring):
         """Import an image of one of FORMS; return the uuid of the new disk, named by the mark."""
-        path, form, _ = chosen
+        path, form, _, disk = chosen
         size = target.size
         uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
                             name_label=MARKED.format(record.mark), virtual_size=str(size),
@@ -5299,7 +5456,7 @@ class Importer(Operator):
                              filename=path, at=f'/proc/{getpid()}/fd/{stream.fileno()}')  # `handed`
         else:
             watchdog = Watchdog(self.limit, lambda: watchdog.done, 'restored', path, made)
-            watchdog.pieces = image_pieces(path, form, size, made)
+            watchdog.pieces = disk_pieces(path, form, size, made, disk.id if disk else '')
             self.xe.tell('vdi-import', watchdog=watchdog, filename='/dev/stdin', uuid=uuid,
                          format='raw')
         return uuid
@@ -5799,6 +5956,14 @@ class Shared(Run):
                 finish_deleting(path)
         return [self.not_removed[each.path] for each in records if each.path in self.not_removed]
 
+    def clear_way(self, history: History, warnings: Warned):
+        """Do as `remove_leftovers`; raise BackupFailed where too many stay for one more."""
+        left = self.remove_leftovers(history.as_it_is(), warnings)
+        if len(left) > 1 or '' in left:                # no more are made then
+            raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
+                               + ', '.join(each or 'one of unknown uuid' for each in left))
+        return left
+
     def remove_snapshot(self, backup: Backup, warnings: Warned):
         """Remove the snapshot that a directory has a record of. Raise VmBackupError, OSError."""
         intent, clear = backup.intent(), True
@@ -5893,12 +6058,8 @@ class VmBackup(Turn):
         job, exporter = self.job, self.exporter
         self.began = now()
         log('{0.method} - vm_name: {0.vm.name} max_backups: {0.keep}'.format(job))
-        self.history.as_it_is()
         vm = self.pool.reread(job.vm)
-        warned_of = self.shared.remove_leftovers(self.history, self.warnings)
-        if len(warned_of) > 1 or '' in warned_of:      # no more are made then
-            raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
-                               + ', '.join(each or 'one of unknown uuid' for each in warned_of))
+        warned_of = self.shared.clear_way(self.history, self.warnings)
         self.drop_last_failure()
         self.new_directory(exporter.names(basename(self.history.directory), vm))
         log(f'new backup_dir: {self.path}', 'Exporting VM metadata XML info')
@@ -6082,7 +6243,7 @@ class VmBackup(Turn):
 
 
 # ----------------------------------------------------------------------------------------------
-# 19. Runs: a night's backup, its preview
+# 19. Runs: a night's backup, its preview, a stream
 # ----------------------------------------------------------------------------------------------
 
 WARNINGS_FOUND = ' - WARNINGS found (see above)'       # after a check, as 3.25
@@ -6368,22 +6529,24 @@ class BackupRun(Shared):
         """Remove what runs have left, earlier ones that died or, at its end, this one."""
         self.not_removed.clear()
         del self.doubtful[:]
+        stores = [self.store]
         with tolerating(self.warnings, 'snapshots of this run are not noted on this host'):
-            prepare_notes()
+            stores.append(host_store())
         with self.surviving(), tolerating(self.warnings, 'cannot look for leftovers'):
-            for history in self.store.histories():
-                self.clean_up_one(history)
+            for store in stores:
+                for history in store.histories():
+                    self.clean_up_one(store, history)
             known = len(self.warnings)
             Importer(self.pool, self.store, self.warnings).end_killed()
             self.clean_up_at_end = len(self.warnings) > known
 
-    def clean_up_one(self, history: History):
+    def clean_up_one(self, store: Store, history: History):
         """Clean up one directory, unless another run is at work there."""
         with tolerating(self.warnings, f'cannot clean up {history.directory}'):
             if any(history.with_intent()) or any(history.half_deleted()):
                 check_signals()
                 try:
-                    with self.store.locked(history.directory, 0):
+                    with store.locked(history.directory, 0):
                         self.remove_leftovers(history.as_it_is(), self.warnings)
                 except BackupFailed as error:
                     log(f'***NOTE - {history.directory}: {error}')
@@ -6441,6 +6604,41 @@ def run_backup(line: CommandLine):
         refuse_unexpected(config)
         run_of_tonight.run(line)
     return run_of_tonight.end()
+
+
+def run_stream(line: CommandLine):
+    """The command `stream`; return the exit status. The snapshot is recorded in a directory that is
+    being deleted from the first: it counts as no backup, and any run that finds it removes both.
+    Raise VmBackupError, OSError, Interrupted."""
+    if not Console.current.output or os.isatty(1) or samestat(fstat(1), fstat(2)):
+        raise UsageError('standard output gets the archive alone: it must not be closed, a '
+                         'terminal, or where the log goes (stream VM | PROGRAM, without 2>&1)')
+    stream = BackupRun(open_config(line._replace(words=(line.options['from'],))).config)
+    if stream.config.asks_for('backup_dir'):
+        stream.store.check()
+    else:
+        stream.store = host_store()
+    warnings, settings = Warnings(), stream.settings       # others count for the next backup
+    with Pool.connect(line) as stream.pool:
+        jobs = select([selector(line.word)], stream.pool.vms(), 1).jobs
+        if len(jobs) != 1:
+            raise UsageError(f'{line.word} means {len(jobs)} VMs, not one (see uuid:UUID)')
+        Signals.current.at_once = False
+        be_gentle(False)
+        stream.clean_up()
+        vm = jobs[0].vm
+        exporter = stream.exporter('vm-export', warnings)
+        history = stream.store.directory_of(vm, stream.pool.names)
+        with stream.store.locked(history.directory, settings.lock_wait * 60):
+            warned_of = stream.clear_way(history, stream.warnings)
+            try:
+                backup = stream.store.begin(history, now(), DELETING)
+                exporter.choose_source(stream.pool.reread(vm))
+                with exporter.snapshot(backup, warned_of) as snapshot:
+                    exporter.stream(snapshot.uuid, settings.stall_timeout * 60)
+            finally:
+                stream.remove_leftovers(history.as_it_is(), warnings)
+    return verdict_of((), warnings).status
 
 
 # ----------------------------------------------------------------------------------------------
@@ -6811,6 +7009,8 @@ def run_protect(line: CommandLine):
 # 21. Restores: restore, test-restore
 # ----------------------------------------------------------------------------------------------
 
+MOST_DEVICES = 256         # of a VM
+
 
 class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
@@ -6824,7 +7024,8 @@ class Sources:
         self.given = origin
 
     def find(self, word: str, date: str):
-        """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
+        """Return the archive or images that a VM's name, a directory or a file stands for. Raise
+        UsageError, OSError."""
         path = abspath(native(word))
         kind = kind_of(path)
         missing = kind in ('', 'store')
@@ -6846,21 +7047,15 @@ class Sources:
         if date:
             raise UsageError(f'date= does not apply to a single backup: {word}')
         if kind == 'file':
-            return self.of_file(path)
+            return [self.of_file(path)]
         backup = self.store.backup(path)
         if not backup.has_marker():
             raise TargetError(f'it has no marker: the record of a failure, not a backup: {path}')
         return self.of_backup(backup)
 
     def of_backup(self, backup: Backup):
-        """Return the archive or image of a backup. Raise TargetError unless it is one."""
-        paths = {backup.file(name): backup.manifest.disk(name) for name in backup.archives()}
-        if len(paths) != 1:
-            raise TargetError('{} archives or images in {}, where one was expected (give the one '
-                              'that is meant: {})'.format(len(paths), backup.path, ', '.join(
-                                  f'{path} ({disk.get("name")}, {disk.get("uuid")})'
-                                  for path, disk in paths.items())))
-        return self.of_file(*paths)
+        """Return the archive or images of a backup. Raise Damaged without one."""
+        return [self.of_file(backup.file(name)) for name in backup.check_archives()]
 
     def select(self, config: Config):
         """Choose VMs as a config says; log what there is to tell. Raise TargetError, OSError."""
@@ -6923,6 +7118,59 @@ class Sources:
         return Chosen(path, form, self.store.backup(dirname(path)))
 
 
+def image_size(chosen: Chosen, reader: Reader):
+    """Return the bytes of an image's disk. Raise Damaged, OSError."""
+    if chosen.form == '.vhd':
+        return reader.read_head()[0]
+    told = chosen.backup.disk_size(basename(chosen.path))
+    if not (told or reader.packed):
+        told = size_of(chosen.path)
+    return told or sum(map(len, reader.pieces()))
+
+
+def disks_in(chosen: Chosen):
+    """Return the disks of an archive, or that of an image. Raise Damaged, OSError."""
+    path, form, backup, _ = chosen
+    with opened(path, form) as reader:
+        if form == '.xva':
+            told = {device: uuid for uuid, device in backup.manifest.holds}
+            found = [disk._replace(uuid=told.get(disk.name, disk.uuid))
+                     for disk in archived_vm(reader.read_ova()).disks]
+        else:
+            disk = backup.manifest.disk(basename(path))
+            name, title, uuid = [value_in(disk, key) for key in ('device', 'name', 'uuid')]
+            device = next((str(number) for number in range(MOST_DEVICES)
+                           if device_name('', str(number)) == name), '')
+            found = [ArchivedDisk('', image_size(chosen, reader), device, name, title, uuid)]
+    return [chosen._replace(disk=disk) for disk in found]
+
+
+def disk_in_words(chosen: Chosen):
+    """Return by what a disk can be chosen, and where it is."""
+    disk = chosen.disk
+    return (f'{disk.name}, position {disk.device}, {human_size(disk.size)}, '
+            f'{printable(disk.title)}, {disk.uuid}, in {basename(chosen.path)}')
+
+
+def choose_disks(word: str, disks: List[Chosen]):
+    """Return the disk that a device, position, name or uuid means, or all. Raise UsageError."""
+    found = [each for each in disks if word in ('all', *each.disk.names)]
+    if not found or (len(found) > 1 and word != 'all'):
+        raise UsageError(f'disk={word} is not one disk of the backup (there are: '
+                         f'{"; ".join(map(disk_in_words, disks))})')
+    return found
+
+
+def to_restore(found: List[Chosen], options: Strings):
+    """Return what is to be restored of a backup, each by itself: what it has, or the disk that is
+    meant. Raise UsageError, Damaged, OSError."""
+    if options['disk']:
+        found = choose_disks(options['disk'], [disk for each in found for disk in disks_in(each)])
+    if options['name'] and len(found) > 1:
+        raise UsageError(f'{len(found)} disks cannot all get one name (leave out name=)')
+    return found
+
+
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
     def __init__(self, pool: Pool, sources: Sources, options: Strings):
@@ -6937,7 +7185,8 @@ class Restorer(Importer):
             log('SUCCESS preview of restore: nothing was changed', loud=True)
             return
         self.end_killed()
-        if self.options['verify'] != 'no':
+        checked = chosen.disk and chosen.form == '.xva'        # on its way, chunk by chunk
+        if self.options['verify'] != 'no' and not checked:
             self.verify(chosen)
         self.restore(chosen, target)
 
@@ -6954,11 +7203,10 @@ class Restorer(Importer):
         elif manifest.uuid not in ('', *names) and manifest.name in names.values():
             log(f'***NOTE - this backup is of an earlier VM of this name, {manifest.uuid}',
                 loud=True)
-        whole = chosen.form == '.xva'
-        for word in ['attach'] if whole else ['preserve', 'start']:
+        for word in ['attach'] if chosen.whole else ['preserve', 'start']:
             if self.options[word]:
                 raise UsageError(f'{word}= does not apply to {chosen.path}')
-        if whole:
+        if chosen.whole:
             return self.plan_vm(chosen, label_part(name), vms)
         return self.plan_disk(chosen, label_part(name))
 
@@ -7016,31 +7264,22 @@ class Restorer(Importer):
         return sr
 
     def plan_disk(self, chosen: Chosen, name: str):
-        """Plan the restore of an image, to the first free user device of a halted VM if asked."""
-        file = basename(chosen.path)
-        raw, size = chosen.form == '.raw', 0
-        if raw:
-            size = chosen.backup.disk_size(file) or (
-                0 if compression_of(file).ending else size_of(chosen.path))
-        if not size:
-            with opened(chosen.path, chosen.form) as reader:
-                size = sum(map(len, reader.pieces())) if raw else reader.read_head()[0]
-        name = name or (chosen.backup.manifest.disk(file).get('name')
-                        or plain_name(file)) + chosen.suffix
-        sr = self.sr(size, f'  new disk: {name}')
+        """Plan the restore of a disk, to the first free user device of a halted VM if asked."""
+        disk = (chosen if chosen.disk else disks_in(chosen)[0]).disk
+        name = name or (disk.title or plain_name(basename(chosen.path))) + chosen.suffix
+        target = Target(name, self.sr(disk.size, f'  new disk: {name}'), disk.size)
         word = self.options['attach']
         if not word:
-            return Target(name, sr, size)
+            return target
         found = [vm for vm in self.pool.vms() if word in (vm.uuid, vm.name)]
         if len(found) != 1 or found[0].record['power_state'] != 'Halted':
             raise UsageError(f'attach={word} is not one VM that is halted (choose it by its uuid): '
                              + (abbreviate(list(map(self.pool.vm_words, found))) or 'no VM'))
-        vm, = found
-        free = self.pool.call('VM.get_allowed_VBD_devices', vm.ref)
+        free = self.pool.call('VM.get_allowed_VBD_devices', found[0].ref)
         if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
         log(f'  attached: to {word} as {device_name("", free[0])}')
-        return Target(name, sr, size, attach=vm.uuid, device=free[0])
+        return target._replace(attach=found[0].uuid, device=free[0])
 
     def verify(self, chosen: Chosen):
         """Verify what is to be restored. Raise Damaged."""
@@ -7062,7 +7301,7 @@ class Restorer(Importer):
             if target.attach:
                 xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,
                         mode='RW', type='Disk', bootable='false')
-        kind = 'VM' if chosen.form == '.xva' else 'disk'
+        kind = 'VM' if chosen.whole else 'disk'
         log(f'restored: the {kind} {target.name} ({uuid})', loud=True)
         if self.options['start']:
             xe.tell('vm-start', uuid=uuid)
@@ -7081,7 +7320,7 @@ def run_restore(line: CommandLine):
                          'its place)')
     date, plan = line.options['date'], Plan()
     if line.word:
-        chosen = sources.find(selector(line.word).text, date)
+        chosen = to_restore(sources.find(selector(line.word).text, date), line.options)
     else:
         plan = sources.select(sources.config)
         for text in plan.errors:
@@ -7091,12 +7330,14 @@ def run_restore(line: CommandLine):
     failed = Errors(plan.failures)
     with Pool.connect(line) as pool:
         restorer = Restorer(pool, sources, line.options)
-        if line.word:
-            restorer.run(chosen)
+        for each in chosen if line.word else ():
+            restorer.run(each)
         for job in plan.jobs:
             check_signals()
             with tolerating(failed, job.vm.ref):
-                restorer.run(sources.of_backup(sources.newest([job.vm.saved], date)))
+                found = sources.of_backup(sources.newest([job.vm.saved], date))
+                for each in to_restore(found, line.options):
+                    restorer.run(each)
     return verdict_of(failed, restorer.warnings).status
 
 
@@ -7112,7 +7353,7 @@ class TestRestore(Run):
         """Return the VMs that a selector chooses, or the one of a path. Raise UsageError,
         OSError."""
         if '/' in word and names_file(word):
-            backup = self.sources.find(word, '').backup
+            backup = self.sources.find(word, '')[0].backup
             name = backup.manifest.name or basename(dirname(backup.path))
             return [Job('', Vm(backup.path, backup.manifest.uuid, name, {}, backup), 1, name)]
         chosen = self.sources.select(self.config._replace(
@@ -7142,8 +7383,7 @@ class TestRestore(Run):
             backup = turn.job.vm.saved
             if isinstance(backup, History):
                 backup = self.sources.newest([backup.as_it_is()])
-            for name in backup.check_archives():
-                chosen = self.sources.of_file(backup.file(name))
+            for chosen in self.sources.of_backup(backup):
                 target = restorer.plan(chosen, f'{turn.job.vm.name}-test-{random_digits():.8}')
                 result['sr'] = target.sr['name_label']
                 if chosen.form != '.xva':              # those checksums xapi compares
@@ -7177,7 +7417,159 @@ def run_test_restore(line: CommandLine):
 
 
 # ----------------------------------------------------------------------------------------------
-# 22. Checks: status, check-config, test-mail
+# 22. Disks: one disk of a backup as a file or stream
+# ----------------------------------------------------------------------------------------------
+# No pool is needed for that. What is on a disk is looked at, never mounted: MBR and GPT as the UEFI
+# specification has them (chapter 5), file systems by what blkid and file(1) know them by.
+
+SYSTEMS = (                # name, where its magic is, that, and what mount needs; None: no mount
+    ('ext2/3/4', 1080, b'\x53\xef', ',noload'), ('xfs', 0, b'XFSB', ',norecovery,nouuid'),
+    ('NTFS', 3, b'NTFS    ', ''), ('BitLocker', 3, b'-FVE-FS-', None), ('ReFS', 3, b'ReFS\0', None),
+    ('exFAT', 3, b'EXFAT   ', ''), ('FAT', 54, b'FAT', ''), ('FAT', 82, b'FAT32', ''),
+    ('btrfs', 0x10040, b'_BHRfS_M', ''), ('LVM', 536, b'LVM2 001', None),
+    ('LUKS', 0, b'LUKS\xba\xbe', None), ('swap', 4086, b'SWAPSPACE2', None),
+    ('unknown', 0, b'', None))
+EXTENDED = (5, 15, 0x85)   # types of an MBR's entry that holds a chain of further tables
+MOST_PARTITIONS = 128      # in a table
+
+
+def system_at(handle: int, begin: int):
+    """Return what begins at that byte, and what mount needs for it."""
+    return next((name, more) for name, at, magic, more in SYSTEMS
+                if pread(handle, len(magic), begin + at) == magic)
+
+
+def mbr_partitions(handle: int):
+    """Yield first sector and number of sectors of an MBR's partitions, those of its chain last."""
+    chain, first, tables = [0], 0, 0
+    while chain and tables < MOST_PARTITIONS:
+        here = chain.pop()
+        tables += 1
+        sector = pread(handle, BLOCK, here * BLOCK).ljust(BLOCK, b'\0')
+        for kind, begin, size in struct.iter_unpack('<4xB3xII', sector[446:510]):
+            if sector[510:] != b'\x55\xaa' or not size:
+                continue
+            if kind in EXTENDED:
+                chain.append(first + begin)
+                first = first or begin
+            else:
+                yield here + begin, size
+
+
+def partitions(handle: int):
+    """Return the kind of a disk's partition table, '' for none, and begin and bytes of each
+    partition in it."""
+    head = pread(handle, 2 * BLOCK, 0)
+    found = []                 # type: List[Tuple[int, int]]   # in sectors
+    if head[BLOCK:BLOCK + 8] == b'EFI PART':
+        kind = 'GPT'
+        table_at, count, each = struct.unpack_from('<QII', head, BLOCK + 72)
+        for number in range(min(count, MOST_PARTITIONS)):
+            entry = pread(handle, 48, table_at * BLOCK + number * each)
+            begin, last = struct.unpack('<32xQQ', entry.ljust(48, b'\0'))
+            if any(entry[:16]):
+                found.append((begin, last - begin + 1))
+    elif system_at(handle, 0)[0] == 'unknown' and head[510:512] == b'\x55\xaa':
+        kind, found = 'MBR', list(mbr_partitions(handle))
+    else:
+        return '', []
+    return kind, [(begin * BLOCK, size * BLOCK) for begin, size in found]
+
+
+def tell_partitions(path: str):
+    """Log what is on a disk that was extracted, and how to look inside. Raise OSError."""
+    file = shell_word(path)
+    with reading(path) as stream:
+        handle = stream.fileno()
+        kind, found = partitions(handle)
+        log(f'  {kind or "no"} partition table')
+        for number, (begin, size) in enumerate(found or [(0, fstat(handle).st_size)], 1):
+            name, more = system_at(handle, begin)
+            log(f'  {number}: {human_size(size)} at byte {begin}: {name}')
+            if more is not None:
+                log(f'     mount -o ro,loop,offset={begin},sizelimit={size}{more} {file} /mnt')
+    log(f'  all of it: losetup -P -r -f --show {file} (LVM: then vgchange -ay)',
+        '  on a workstation only: in dom0 it may attack the kernel, or LVM takes its volume groups')
+
+
+def allocated(chosen: Chosen):
+    """Return the bytes that a disk takes in a sparse file, None where only reading all tells."""
+    with opened(chosen.path, chosen.form) as reader:
+        if reader.packed:
+            return None
+        if chosen.form == '.xva':
+            return sum(len(data) for _, data in reader.disk(chosen.disk.id, True))
+    return min(chosen.disk.size, occupied(chosen.path))
+
+
+def hashing(pieces: Located, digest: Any):
+    """Yield pieces of a disk, and have the digest be that of all its bytes."""
+    at = 0
+    for begin, data in pieces:
+        for piece in itertools.chain(zeros(begin - at), [data]):
+            digest.update(piece)
+        at = begin + len(data)
+        yield begin, data
+
+
+def extract(chosen: Chosen, write: Callable[[Located], None], config: Config, hashed: str):
+    """Have a disk's pieces written as they are checked; return its bytes, and if `hashed` their
+    SHA-256, in words. Raise Damaged, CommandFailed, OSError."""
+    import hashlib
+    path, _, backup, disk = chosen
+    digest = hashlib.sha256()
+
+    def read(form: str, reader: Any):
+        pieces = disk_in(form, reader, disk.size, disk.id)
+        write(hashing(pieces, digest) if hashed else pieces)
+        if form != '.xva':
+            check_digest(backup, basename(path), reader.digest.hexdigest())
+    read_watched(path, config.settings.stall_timeout * 60, 'extracted', read)
+    return f'{disk.size} bytes' + (f', SHA-256 {digest.hexdigest()}' if hashed else '')
+
+
+def extract_to_file(chosen: Chosen, path: str, config: Config, hashed: str):
+    """Write a disk to a new file, and log what is on it. Raise as `extract`, and TargetError."""
+    with new_file(path) as stream:
+        need, (_, free) = allocated(chosen), room_in(dirname(path))
+        if need and need > free:
+            raise TargetError(reason_of(OSError(ENOSPC, '', path),
+                                        f'; the disk needs {human_size(need)}'))
+        told = extract(chosen, lambda pieces: write_sparse(stream, pieces), config, hashed)
+    log(f'extracted: {path}, {told}, on disk {human_size(occupied(path))}', loud=True)
+    tell_partitions(path)
+
+
+def run_extract(line: CommandLine):
+    """The command `extract`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
+    sources, options = Sources(line), line.options
+    disks = []                 # type: List[Chosen]
+    for chosen in sources.find(selector(line.word).text, options['date']):
+        disks += disks_in(chosen)
+    word, target, hashed = map(options.get, ('disk', 'to', 'sha256'))
+    if not (word or target):
+        log(*['  disk: ' + disk_in_words(each) for each in disks], loud=True)
+        return SUCCESS.status
+    if not target or (word, target) == ('all', '-'):
+        raise UsageError('where to? (to=FILE, to=- for standard output, of all to=DIRECTORY)')
+    if word or len(disks) > 1:
+        disks = choose_disks(word, disks)
+    path = abspath(native(target))
+    if word == 'all':
+        make_directory(path)
+    for each in disks:
+        if target == '-':
+            told = extract(each, lambda pieces: deque(map(
+                Console.current.emit, continuous(pieces)), 0), sources.config, hashed)
+            log('extracted: ' + told, loud=True)
+        else:
+            file = f'/{path_part(each.disk.name)}.raw' if word == 'all' else ''
+            extract_to_file(each, path + file, sources.config, hashed)
+    return SUCCESS.status
+
+
+# ----------------------------------------------------------------------------------------------
+# 23. Checks: status, check-config, test-mail
 # ----------------------------------------------------------------------------------------------
 
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
@@ -7356,7 +7748,7 @@ def run_test_mail(line: CommandLine):
 
 
 # ----------------------------------------------------------------------------------------------
-# 23. Command line: help texts, main
+# 24. Command line: help texts, main
 # ----------------------------------------------------------------------------------------------
 # COMMANDS_HELP is the one source of every command's words, options and help. A line that begins
 # with no blank begins a command: <wanted>, [perhaps], several... Lines of four blanks have its
@@ -7487,6 +7879,8 @@ restore [<vm|uuid|backup|file>]
     name=<new-name>        of the VM or disk (default: its own, if that is free)
     preserve               keep the MAC addresses; refused while the VM is there
     start                  start the VM
+    disk=<device|position|name|uuid|all>
+                           only this disk of the backup (see extract)
     attach=<vm|uuid>       a disk: put it on this VM, which has to be halted
     verify=yes|no          no: do not verify the backup first (default: yes)
 {quiet}
@@ -7495,6 +7889,27 @@ restore [<vm|uuid|backup|file>]
 
   VmBackup.py restore web from=/root/night.cfg preview
   VmBackup.py restore /mnt/backups/web/backup-2026-03-01-000000 name=web-old
+
+extract <vm|uuid|backup|file>
+  write one disk of a backup to a file, or list its disks
+
+  The disk becomes a raw image, sparse and checked; no pool is needed. Without
+  disk= and to= the disks are listed. Space is looked at first. A file that is
+  there is never written over; until all is right the name ends in .partial.
+
+    disk=<device|position|name|uuid|all>
+                           which disk, or all of them (default: the only one)
+    to=<file|directory|->  a new file, with disk=all a directory for them, or -
+                           for standard output
+    sha256                 tell the SHA-256 of the image
+    date=<2026-03-01>      the newest backup of that time (default: the newest)
+    from=<config-file|backup_dir>
+                           where the backups are
+                           (default: {{backup_dir}})
+{config}
+
+  VmBackup.py extract web from=/root/night.cfg
+  VmBackup.py extract web from=/root/night.cfg disk=xvdb to=/scratch/web-b.raw
 
 test-restore <vm-selector|backup>
   prove that backups can be restored; removes it again
@@ -7509,6 +7924,25 @@ test-restore <vm-selector|backup>
 
   VmBackup.py test-restore web from=/root/night.cfg
   VmBackup.py test-restore '.*' from=/mnt/backups sr=scratch quiet
+
+stream <vm>
+  write a VM's archive to standard output, for a pipe
+
+  It is verified on its way, and cut off where it is damaged. The log goes to
+  standard error. What keeps the archive has to heed the exit status, as in the
+  README's examples with ssh, restic, borg and rclone.
+
+    from=<config-file>     whose settings count, such as exclude-disk, and whose
+                           backup_dir records the snapshot (default: this host)
+{quiet}
+{config}
+{login}
+
+  VmBackup.py stream web quiet > web.xva
+  VmBackup.py stream web from=/root/night.cfg compress=zstd > /mnt/usb/web.xva.zst
+
+  Exit status: 0 the archive is whole, 1 its snapshot may be left in the pool,
+  2 it is not whole, 128+N ended by signal N.
 
 prune <config-file|backup>
   delete backups that no rule of the config keeps
@@ -7720,7 +8154,7 @@ def read_commands():
         name, _, words = head.partition(' ')
         rest = rest.format(**OPTIONS_HELP).format(backup_dir=KEY['backup_dir'].default)
         options = {}           # type: Dict[str, Key]
-        for option, allowed in findall(r'(?m)^ {4}([a-z][a-z_-]*|KEY)(?:=(\S+))?(?: |$)', rest):
+        for option, allowed in findall(r'(?m)^ {4}([a-z][a-z0-9_-]*|KEY)(?:=(\S+))?(?: |$)', rest):
             option = option.replace('-', '_')
             allowed = allowed.replace('|', ', ') or SWITCH
             options[option] = Key(option, '', '' if allowed.startswith('<') else allowed)
@@ -7779,10 +8213,11 @@ def run_help(line: CommandLine):
 
 
 RUNS = {'backup': run_backup, 'preview': run_backup, 'list': run_list, 'verify': run_verify,
-        'restore': run_restore, 'test-restore': run_test_restore, 'prune': run_prune,
-        'protect': run_protect, 'unprotect': run_protect, 'status': run_status,
-        'check-config': run_check_config, 'config': run_config, 'test-mail': run_test_mail,
-        'create-password-file': run_create_password_file, 'example': run_help, 'help': run_help}
+        'restore': run_restore, 'extract': run_extract, 'test-restore': run_test_restore,
+        'stream': run_stream, 'prune': run_prune, 'protect': run_protect,
+        'unprotect': run_protect, 'status': run_status, 'check-config': run_check_config,
+        'config': run_config, 'test-mail': run_test_mail, 'example': run_help,
+        'create-password-file': run_create_password_file, 'help': run_help}
 
 
 def misplaced(word: str, line: Texts):
@@ -7903,7 +8338,8 @@ def heed(line: CommandLine, console: Console):
         console.document = dict(
             schema=1, version=VERSION, command=command, host=this_host(), when=iso(now()),
             exit_status=0, error='', errors=[], warnings=[], notes=[])
-    if console.document or command in ('config', 'status'):    # which a program reads
+    data = command in ('config', 'status', 'stream') or line.options.get('to') == '-'
+    if console.document or data:                       # which a program reads
         console.stream = console.errors
     console.quiet = line.options.get('quiet') == 'yes'
     console.terminal = console.stream and console.stream.isatty() and not console.quiet

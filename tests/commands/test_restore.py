@@ -212,7 +212,7 @@ class RoundTrips(RestoreCase):
     def test_a_packed_raw_image_is_filled_up_with_zeros_to_the_size_of_the_disk(self):
         path = self.put_file('disk.raw.gz', gzip.compress(b'x' * 3000))
         self.assertEqual(b'x' * 3000 + bytes((4 << 20) - 3000),
-                         b''.join(VmBackup.image_pieces(path, '.raw', 3000, 4 << 20)))
+                         b''.join(VmBackup.disk_pieces(path, '.raw', 3000, 4 << 20, '')))
 
 
 class OddNames(RestoreCase):

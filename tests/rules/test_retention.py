@@ -251,8 +251,8 @@ class Prune(RetentionCase):
         self.made('web', 1, 2, 3)
         for line in ('vm-export=tag:prod:5', 'exclude=tag:prod', 'vm-export=uuid:' + '0' * 8):
             done = self.command(2, 'prune', self.config('vm-export=.*:1', line))
-            self.assertRegex(done.output, 'ERROR .*/web: not touched, as its newest backup records no '
-                             '(tag|uuid) of it')
+            self.assertRegex(done.output, 'ERROR .*/web: not touched, as its newest backup records '
+                             'no (tag|uuid) of it')
         self.assertEqual([1, 2, 3], self.days('web'))
 
     def test_bad_input_deletes_nothing(self):
