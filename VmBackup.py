@@ -3713,11 +3713,9 @@ class Store(Catalogue):
             if self.no_locking:
                 log(f'***NOTE - backup_dir {self.root} cannot lock ({self.no_locking}): two runs '
                     'at once would not notice each other')
-        if not error or self.no_locking:
-            return True
-        if number not in (EAGAIN, EACCES):
+        if error and not self.no_locking and number not in (EAGAIN, EACCES):
             raise TargetError(f'cannot lock {path}: {reason_of(error)}')
-        return False
+        return not error or bool(self.no_locking)
 
     def try_locking(self, handle: int):
         """Lock a file; return why not."""
