@@ -3814,7 +3814,11 @@ def new_pool_dump(directory: str):
     PARTIAL, which a failure removes. Raise CommandFailed if it is missing or empty, OSError."""
     make_directory(directory)
     with hold(directory):
-        path = join(directory, dated('pool_db_%Y%m%d-%H%M%S.dump', now()))
+        for seconds in range(60):                      # as one may be taken
+            path = join(directory, dated('pool_db_%Y%m%d-%H%M%S.dump',
+                                         now() + timedelta(0, seconds)))
+            if not is_there(path):
+                break
         partial = path + PARTIAL
         try:
             with blaming_room(partial):
