@@ -7033,7 +7033,7 @@ class Sources:
         missing = kind in ('', 'store')
         uuid = word[-36:] if match(f'(uuid:)?{UUID}\\Z', word) else ''
         # No path for certain.
-        if not match(r'\.{0,2}(/|\Z)', word) and (missing or '/' not in word):
+        if not match(r'\.{0,2}(/|\Z)', word) and (missing or not ('/' in word or form_of(word))):
             if missing:
                 self.store.check(False)
                 self.store.stocked()

@@ -85,7 +85,8 @@ class Kinds(ExtractCase):
                 for ending in ('', '.gz'):
                     with self.subTest(name, size=size, ending=ending):
                         path = self.put_file(name + ending, gzip.compress(data) if ending else data)
-                        found, told = self.streamed(0, path, 'sha256=yes')
+                        found, told = self.streamed(0, os.path.basename(path), 'sha256=yes')
+                        self.assertEqual(found, self.streamed(0, path)[0])
                         self.assertEqual(content(image), found)
                         self.assertIn(hashlib.sha256(found).hexdigest(), told)
 
