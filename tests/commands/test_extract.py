@@ -16,6 +16,14 @@ from tests.tools.support import PoolCase
 
 MIB = 1 << 20
 SIZES = [2 * MIB + SMALL, 3 * MIB + 512, SMALL]
+# What is in the archives of KINDS.
+DISKS = {
+    'one small disk': dict(sizes=[SMALL]), 'an odd last chunk': dict(sizes=[MIB + SMALL + 1]),
+    'SHA-1': dict(sizes=[SMALL, SMALL + 512]), 'keep-alive members': dict(sizes=[2 * MIB + SMALL]),
+    'several disks': dict(sizes=[SMALL, MIB, 512, SMALL]), 'no disks': dict(sizes=[]),
+    'chunks left out': dict(sizes=[4 * MIB + SMALL]), 'several': dict(sizes=SIZES),
+    'a disk of zeros': dict(sizes=[2 * MIB + 512], fill=0),
+    'a suspend image': dict(sizes=[SMALL], suspended=True)}
 
 
 def content(image):
@@ -48,15 +56,8 @@ class Kinds(ExtractCase):
     """Each disk of each kind of archive and image is, byte for byte, what was backed up."""
 
     def test_archives(self):
-        numbered = dict(KINDS, several=lambda: plain(SIZES))
-        for kind, make in numbered.items():
-            disks = [image for _, image in described(*{
-                'one small disk': ([SMALL],), 'an odd last chunk': ([MIB + SMALL + 1],),
-                'SHA-1': ([SMALL, SMALL + 512],), 'keep-alive members': ([2 * MIB + SMALL],),
-                'several disks': ([SMALL, MIB, 512, SMALL],), 'no disks': ([],),
-                'chunks left out': ([4 * MIB + SMALL],), 'a disk of zeros': ([2 * MIB + 512], False,
-                                                                             None, 0),
-                'a suspend image': ([SMALL], True), 'several': (SIZES,)}[kind])[1]]
+        for kind, make in dict(KINDS, several=lambda: plain(SIZES)).items():
+            disks = [image for _, image in described(**DISKS[kind])[1]]
             if kind == 'chunks left out':
                 for index in (1, 2):
                     disks[0].write(index * MIB, bytes(MIB))
