@@ -7532,6 +7532,7 @@ def extract(chosen: Chosen, write: Callable[[Located], None], config: Config, ha
 
 def extract_to_file(chosen: Chosen, path: str, config: Config, hashed: str):
     """Write a disk to a new file, and log what is on it. Raise as `extract`, and TargetError."""
+    Signals.current.at_once = False                    # the new file is to go
     with new_file(path) as stream:
         need, (_, free) = allocated(chosen), room_in(dirname(path))
         if need and need > free:
