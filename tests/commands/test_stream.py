@@ -221,7 +221,7 @@ class Failures(StreamCase):
         for words, after in (((), 'stream'), ((), 'backup'), ((), 'here'),
                              ((self.here(),), 'backup'), ((self.here(),), 'here')):
             with self.subTest((words, after)):
-                self.fault('vm-export', 'stall', after=2000000)
+                self.fault('vm-export', 'slow', rate=1 << 20)   # tee writes, and so ends
                 child = self.begin('web', *words)
                 child.stdout.read(1 << 16)
                 self.assertTrue(os.path.exists(self.left()[0] + '/snapshot.json'))
