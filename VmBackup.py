@@ -72,8 +72,8 @@ from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from errno import (EACCES, EAGAIN, EDQUOT, EEXIST, EFBIG, EINVAL, EIO, ELOOP, EMLINK,
-                   ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS, ESTALE,
-                   EXDEV)
+                   ENAMETOOLONG, ENOENT, ENOSPC, ENOSYS, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS,
+                   ESTALE, EXDEV)
 from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
                 O_RDONLY, O_RDWR, O_WRONLY, fstat, getpid, pread)
 from os.path import (abspath, basename, dirname, exists, isdir, isfile, join, lexists, normpath,
@@ -2515,7 +2515,7 @@ def new_file(path: str):
             yield stream
             stream.flush()
             os.fsync(stream)
-            with place(path) as (name, directory), allowing(EPERM, ENOTSUP, EMLINK):
+            with place(path) as (name, directory), allowing(EPERM, ENOTSUP, EMLINK, ENOSYS):
                 os.link(basename(temporary), name, src_dir_fd=directory, dst_dir_fd=directory)
             if not is_there(path):     # it has no links: FAT, some shares
                 rename(temporary, basename(path))
@@ -4179,6 +4179,8 @@ class Reader:
                 if data[:BLOCK].strip(b'\xff'):
                     raise Damaged(f'block {number} is not whole, as xapi writes it')
                 begin = number * VHD_BLOCK
+                if begin >= size:
+                    raise Damaged(f'block {number} is behind the end of its disk, {size}')
                 yield begin, data[BLOCK:BLOCK + size - begin]
         end = rounded_up(self.at)
         if self.take(end, BLOCK, 'its last footer') != footer:
@@ -7011,8 +7013,6 @@ def run_protect(line: CommandLine):
 # 21. Restores: restore, test-restore
 # ----------------------------------------------------------------------------------------------
 
-MOST_DEVICES = 256         # of a VM
-
 
 class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
@@ -7141,7 +7141,7 @@ def disks_in(chosen: Chosen):
         else:
             disk = backup.manifest.disk(basename(path))
             name, title, uuid = [value_in(disk, key) for key in ('device', 'name', 'uuid')]
-            device = next((str(number) for number in range(MOST_DEVICES)
+            device = next((str(number) for number in range(256)
                            if device_name('', str(number)) == name), '')
             found = [ArchivedDisk('', image_size(chosen, reader), device, name, title, uuid)]
     return [chosen._replace(disk=disk) for disk in found]
@@ -7151,12 +7151,13 @@ def disk_in_words(chosen: Chosen):
     """Return by what a disk can be chosen, and where it is."""
     disk = chosen.disk
     return (f'{disk.name}, position {disk.device}, {human_size(disk.size)}, '
-            f'{printable(disk.title)}, {disk.uuid}, in {basename(chosen.path)}')
+            f'{disk.title}, {disk.uuid}, in {basename(chosen.path)}')
 
 
 def choose_disks(word: str, disks: List[Chosen]):
-    """Return the disk that a device, position, name or uuid means, or all. Raise UsageError."""
-    found = [each for each in disks if word in ('all', *each.disk.names)]
+    """Return the disk that a device, position, name or uuid means, by default the only one, or all.
+    Raise UsageError."""
+    found = [each for each in disks if not word or word in ('all', *each.disk.names)]
     if not found or (len(found) > 1 and word != 'all'):
         raise UsageError(f'disk={word} is not one disk of the backup (there are: '
                          f'{"; ".join(map(disk_in_words, disks))})')
@@ -7426,11 +7427,9 @@ def run_test_restore(line: CommandLine):
 
 SYSTEMS = (                # name, where its magic is, that, and what mount needs; None: no mount
     ('ext2/3/4', 1080, b'\x53\xef', ',noload'), ('xfs', 0, b'XFSB', ',norecovery,nouuid'),
-    ('NTFS', 3, b'NTFS    ', ''), ('BitLocker', 3, b'-FVE-FS-', None), ('ReFS', 3, b'ReFS\0', None),
-    ('exFAT', 3, b'EXFAT   ', ''), ('FAT', 54, b'FAT', ''), ('FAT', 82, b'FAT32', ''),
+    ('NTFS', 3, b'NTFS    ', ''), ('FAT', 54, b'FAT', ''), ('FAT', 82, b'FAT32', ''),
     ('btrfs', 0x10040, b'_BHRfS_M', ''), ('LVM', 536, b'LVM2 001', None),
-    ('LUKS', 0, b'LUKS\xba\xbe', None), ('swap', 4086, b'SWAPSPACE2', None),
-    ('unknown', 0, b'', None))
+    ('LUKS', 0, b'LUKS\xba\xbe', None), ('unknown', 0, b'', None))
 EXTENDED = (5, 15, 0x85)   # types of an MBR's entry that holds a chain of further tables
 MOST_PARTITIONS = 128      # in a table
 
@@ -7461,15 +7460,16 @@ def mbr_partitions(handle: int):
 def partitions(handle: int):
     """Return the kind of a disk's partition table, '' for none, and begin and bytes of each
     partition in it."""
-    head = pread(handle, 2 * BLOCK, 0)
+    head = pread(handle, 2 * BLOCK, 0).ljust(2 * BLOCK, b'\0')
+    end = fstat(handle).st_size // BLOCK
     found = []                 # type: List[Tuple[int, int]]   # in sectors
     if head[BLOCK:BLOCK + 8] == b'EFI PART':
         kind = 'GPT'
         table_at, count, each = struct.unpack_from('<QII', head, BLOCK + 72)
         for number in range(min(count, MOST_PARTITIONS)):
-            entry = pread(handle, 48, table_at * BLOCK + number * each)
+            entry = pread(handle, 48, min(end, table_at) * BLOCK + number * each)
             begin, last = struct.unpack('<32xQQ', entry.ljust(48, b'\0'))
-            if any(entry[:16]):
+            if 0 < begin <= last < end:                # else it is not used, or a lie
                 found.append((begin, last - begin + 1))
     elif system_at(handle, 0)[0] == 'unknown' and head[510:512] == b'\x55\xaa':
         kind, found = 'MBR', list(mbr_partitions(handle))
@@ -7555,8 +7555,7 @@ def run_extract(line: CommandLine):
         return SUCCESS.status
     if not target or (word, target) == ('all', '-'):
         raise UsageError('where to? (to=FILE, to=- for standard output, of all to=DIRECTORY)')
-    if word or len(disks) > 1:
-        disks = choose_disks(word, disks)
+    disks = choose_disks(word, disks)
     path = abspath(native(target))
     if word == 'all':
         make_directory(path)
