@@ -125,6 +125,21 @@ class Reading(ExtractCase):
         self.assertEqual(8 * MIB, size)
         self.assertLess(read() - before, 1.05 * 8 * MIB)
 
+    def test_a_vhd_with_more_blocks_than_its_disk_has_is_damaged(self):
+        data = bytearray(vhd(archive.Image.sample(9 * MIB, 'longer', 1)))
+        for at in 0, len(data) - 512:
+            data[at + 40:at + 56] = struct.pack('>QQ', 5 * MIB, 5 * MIB)
+            data[at + 64:at + 68] = bytes(4)
+            data[at + 64:at + 68] = struct.pack('>I', ~sum(data[at:at + 512]) & 0xffffffff)
+        path = self.put_file('long.vhd', bytes(data))
+        _, told = self.streamed(2, path)
+        self.assertIn('is behind the end of its disk', told)
+
+    def test_an_unnamed_disk_among_several_is_not_meant_by_no_word(self):
+        path = self.put_file('sleeping.xva', plain([SMALL], suspended=True))
+        line = self.extract(2, path, 'to=' + self.out('x'))[-1]
+        self.assertIn('disk= is not one disk of the backup (there are: ', line)
+
     def test_damage_is_noticed_wherever_it_is_and_leaves_no_file(self):
         good = plain(SIZES[:1])
         found = members(good)
@@ -258,7 +273,13 @@ class Partitions(ExtractCase):
         bare[:4], bare[510:512] = b'XFSB', b'\x55\xaa'
         endless[510:512] = b'\x55\xaa'
         endless[446:462] = struct.pack('<4xB3xII', 5, 0, 7)
-        for data, expected in ((disk, ['GPT partition table', '1: 50.0 KiB at byte 51200: FAT']),
+        lies = bytearray(disk)
+        lies[584:592] = struct.pack('<Q', 1 << 60)
+        begins = bytearray(disk)
+        begins[1024 + 160:1024 + 176] = struct.pack('<QQ', 1 << 63, (1 << 63) + 9)
+        for data, expected in ((lies, ['GPT partition table']), (begins, ['GPT partition table']),
+                               (disk[:580], ['GPT partition table']),
+                               (disk, ['GPT partition table', '1: 50.0 KiB at byte 51200: FAT']),
                                (bare, ['no partition table', '1: 1.0 MiB at byte 0: xfs']),
                                (endless, ['MBR partition table']),
                                (bytes(MIB), ['no partition table',
