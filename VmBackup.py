@@ -2678,10 +2678,13 @@ def random_digits():
     return os.urandom(16).hex()
 
 
-def write_whole(path: str, data: bytes):
-    """Write a file for its owner, whole or not at all, onto stable storage. Raise OSError."""
-    temporary = f'{path}.{random_digits()}{NEW}'       # others may write it now, too
+def write_whole(path: str, data: bytes, alone: str = ''):
+    """Write a file for its owner, whole or not at all, onto stable storage; `alone`: what its name
+    has meanwhile where nobody else writes it, so that a kill leaves one at most. Raise OSError."""
+    temporary = f'{path}.{alone or random_digits()}{NEW}'
     try:
+        if alone:
+            remove(temporary)
         with naming(path), create(temporary) as stream:
             os.fchmod(stream.fileno(), 0o600)          # whatever the umask
             stream.write(data)
@@ -3729,7 +3732,8 @@ class Store(Catalogue):
     def write_run(self, name: str, run: LastRun):
         """Record a run, on stable storage. Raise TargetError, OSError."""
         self.check_mounted()
-        bounded('the share', write_json, f'{self.root}/{name}.json', run._asdict())
+        bounded('the share', write_whole, f'{self.root}/{name}.json',
+                encoded(as_json(run._asdict())), 'its')
 
     def is_locked(self, directory: str):
         """Return whether a run holds that lock, None where nothing tells."""
@@ -7169,8 +7173,6 @@ def to_restore(found: List[Chosen], options: Strings):
     meant. Raise UsageError, Damaged, OSError."""
     if options['disk']:
         found = choose_disks(options['disk'], [disk for each in found for disk in disks_in(each)])
-    if options['name'] and len(found) > 1:
-        raise UsageError(f'{len(found)} disks cannot all get one name (leave out name=)')
     return found
 
 
@@ -7427,9 +7429,8 @@ def run_test_restore(line: CommandLine):
 
 SYSTEMS = (                # name, where its magic is, that, and what mount needs; None: no mount
     ('ext2/3/4', 1080, b'\x53\xef', ',noload'), ('xfs', 0, b'XFSB', ',norecovery,nouuid'),
-    ('NTFS', 3, b'NTFS    ', ''), ('FAT', 54, b'FAT', ''), ('FAT', 82, b'FAT32', ''),
-    ('btrfs', 0x10040, b'_BHRfS_M', ''), ('LVM', 536, b'LVM2 001', None),
-    ('LUKS', 0, b'LUKS\xba\xbe', None), ('unknown', 0, b'', None))
+    ('NTFS', 3, b'NTFS    ', ''), ('FAT32', 82, b'FAT32', ''), ('LVM', 536, b'LVM2 001', None),
+    ('LUKS', 0, b'LUKS', None), ('unknown', 0, b'', None))
 EXTENDED = (5, 15, 0x85)   # types of an MBR's entry that holds a chain of further tables
 MOST_PARTITIONS = 128      # in a table
 

@@ -48,7 +48,6 @@ class FromAnArchive(DiskCase):
         self.assertEqual(before + 3, len(self.sim.pool.content))
         for words, text in ((('disk=xvdx',),
                              'disk=xvdx is not one disk of the backup (there are: xvda, '),
-                            (('disk=all', 'name=x'), '3 disks cannot all get one name'),
                             (('disk=xvda', 'start'), 'start= does not apply to /'),
                             (('attach=web',), 'attach= does not apply to /')):
             with self.subTest(words):

@@ -279,7 +279,7 @@ class Partitions(ExtractCase):
         begins[1024 + 160:1024 + 176] = struct.pack('<QQ', 1 << 63, (1 << 63) + 9)
         for data, expected in ((lies, ['GPT partition table']), (begins, ['GPT partition table']),
                                (disk[:580], ['GPT partition table']),
-                               (disk, ['GPT partition table', '1: 50.0 KiB at byte 51200: FAT']),
+                               (disk, ['GPT partition table', '1: 50.0 KiB at byte 51200: FAT32']),
                                (bare, ['no partition table', '1: 1.0 MiB at byte 0: xfs']),
                                (endless, ['MBR partition table']),
                                (bytes(MIB), ['no partition table',
