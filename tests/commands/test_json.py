@@ -68,6 +68,8 @@ class Documents(SavedCase):
         for status, words, error, kind, text in (
                 (0, 'list %s json' % good, '', '', ''),
                 (0, 'list %s --json=yes' % self.backups, '', '', ''),
+                (0, 'list %s --format json' % self.backups, '', '', ''),
+                (2, 'list %s format=json' % missing, '', 'errors', 'no backup found: vm-export=g'),
                 (1, 'list %s --json' % pattern, '', 'warnings', 'no backup found: vm-export=noth'),
                 (2, 'list %s json' % missing, '', 'errors', 'no backup found: vm-export=g'),
                 (2, 'list %s json' % strange, 'unexpected config key', 'errors', 'unexpected'),

@@ -1,5 +1,6 @@
 """The command `list`: what it tells of backups, and what cannot disturb it."""
 
+import contextlib
 import datetime
 import io
 import json
@@ -11,7 +12,7 @@ import unittest.mock
 
 import VmBackup
 from tests.tools.support import HOST, PoolCase
-from tests.runs.test_store import AS_ANYBODY, DAY, RUBBISH, StoreCase
+from tests.runs.test_store import AS_ANYBODY, DAY, RUBBISH, StoreCase, store_at
 
 LATIN = os.fsdecode(b'b\xfcro')            # no UTF-8
 
@@ -68,6 +69,8 @@ class WhatIsTold(ListCase):
                              'fault': None, 'sr': None, 'seconds': None},
                 'test_restore': None, 'protected': False, 'of': ''},
                 self.only(self.document(0, self.backups, 'vm=' + vm)))
+        told = [line.partition('  gzip, ')[2] for line in self.table(0, self.backups)]
+        self.assertEqual(['checksums 0min'], list(filter(None, told)))
 
     def test_the_document_counts_all(self):
         self.backup('web', 1)
@@ -168,7 +171,7 @@ class WhatIsTold(ListCase):
         before, calls = self.tree(), self.sim.calls()
         self.sim.down()
         for line in self.table(0, self.backups):
-            self.assertLessEqual(len(line), 101, line)
+            self.assertLessEqual(len(line), 106, line)
         self.assertEqual((before, calls), (self.tree(), self.sim.calls()))
 
 
@@ -194,7 +197,9 @@ class WhichOnes(ListCase):
     def test_a_config_chooses_as_in_a_run_and_the_directory_of_a_vm_may_be_given(self):
         for vm in ('web', 'web2', 'db'):
             self.backup(vm, 1)
-        self.assertEqual({'web': 1}, self.names(self.document(0, self.backups + '/web/')))
+        for words in ([], ['vm=web']):
+            self.assertEqual({'web': 1}, self.names(
+                self.document(0, self.backups + '/web/', *words)))
         config = self.config('vm-export=web.*', 'exclude=web2', 'backup_dir_pattern=x-%Y%m%d%H%M%S')
         self.assertEqual({'web': 1}, self.names(self.document(0, config)))
         self.assertEqual({'web': 1}, self.names(self.document(0, config, 'vm=web.*')))
@@ -210,10 +215,21 @@ class WhichOnes(ListCase):
         self.assertEqual({'web': 1}, self.names(self.document(1, self.backups)))
         os.rename(bad, bad + '.txt')
         self.table(0, self.backups)
-        self.backup('web', 3, verified={'fault': 'x'})
-        self.table(1, self.backups)
-        self.backup('web', 4)
+        for day, fault in enumerate(('x', '', 7, [], False), 3):       # what it was, or not
+            self.backup('web', day, verified={'fault': fault})
+            self.table(1, self.backups)
+        self.backup('web', 8)
         self.table(0, self.backups)
+
+    def test_a_backup_that_is_being_made_is_no_failure(self):
+        self.backup('web', 1)
+        self.old_backup('web', DAY % 2, 'vm.cfg')
+        store = store_at(self.backups)
+        store.check()
+        for locked, outcome, status in (True, 'running', 0), (False, 'failed', 1):
+            with store.locked('web', 0) if locked else contextlib.suppress():
+                self.assertEqual([(DAY % 2, outcome), (DAY % 1, 'good')],
+                                 self.outcomes(self.document(status, self.backups)))
 
     def test_a_pattern_without_a_match_is_told_and_status_1(self):
         self.backup('web', 1)
@@ -222,7 +238,7 @@ class WhichOnes(ListCase):
                          self.document(1, config)['messages'])
         self.assertRegex(self.table(1, config)[0], ' - .+WARNING - no backup found: vm-export=noth')
         self.assertRegex(self.table(2, self.backups, 'vm=w[b')[0],
-                         r' - ERROR vm=w\[b is none of the VMs that are selected$')
+                         r' - ERROR vm=w\[b is none of the VMs that are selected and found$')
 
     def test_wrong_words_are_one_line_and_status_2(self):
         path = self.backup('web', 1)
@@ -231,8 +247,7 @@ class WhichOnes(ListCase):
                 ((self.backups, 'json=xml'), 'invalid value: json= (invalid, allowed: yes, no'),
                 ((self.backups, 'vm'), 'unknown option: vm'),
                 ((self.backups, 'backups=all'), 'unknown option: backups= (see'),
-                ((path,), 'does not apply to a single VM or backup'),
-                ((self.backups + '/web', 'vm=web'), 'does not apply to a single VM or backup'),
+                ((path,), "expected a config-file, a backup_dir, or a VM's directory"),
                 (('/nosuch',), 'no such file or directory: /nosuch'),
                 ((path + '/web.xva',), 'not a config file'),
                 ((self.directory,), 'holds no backup at all -> ' + self.directory),
@@ -256,6 +271,8 @@ class Robust(ListCase):
                          'verified', 'test_restore', 'files', 'method', 'vm', 'number', 'started')]
         manifests += [json.dumps({'files': {'a.xva': size, '\ud800.raw': size}}).encode('ascii')
                       for size in odd]
+        manifests += [json.dumps({'files': {name: 0}, 'disks': [{'file': name}]}).encode('ascii')
+                      for name in ('a\0.xva', '../a.xva', 'x' * 5000 + '.xva')]
         path = self.old_backup('db', DAY % 2, 'success')
         for manifest in manifests + list(RUBBISH):
             self.put_file(path + '/backup.json', manifest)
@@ -264,6 +281,7 @@ class Robust(ListCase):
                 self.assertIn(status, (0, 1, 2), manifest)
                 self.assertIn(told, output)
                 self.assertNotIn('\x1b', output)
+                self.assertNotIn('unreadable', output)
                 if words:
                     self.assertEqual(2, len(json.loads(output, parse_constant=self.fail)['vms']))
 

@@ -212,7 +212,7 @@ class RoundTrips(RestoreCase):
     def test_a_packed_raw_image_is_filled_up_with_zeros_to_the_size_of_the_disk(self):
         path = self.put_file('disk.raw.gz', gzip.compress(b'x' * 3000))
         self.assertEqual(b'x' * 3000 + bytes((4 << 20) - 3000),
-                         b''.join(VmBackup.image_pieces(path, '.raw', 3000, 4 << 20)))
+                         b''.join(VmBackup.disk_pieces(path, '.raw', 3000, 4 << 20, '')))
 
 
 class OddNames(RestoreCase):
@@ -290,7 +290,7 @@ class Choosing(RestoreCase):
         missing = 'no such backup or file, or VM in %s (see from=, and ' % self.backups
         for word, words in (('nobody', missing), (failed, 'it has no marker'),
                             (self.backups, 'no such backup or file'), (note, 'no archive or image'),
-                            (dump, 'for a dump of the pool database, see README.md'),
+                            (dump, "pool-restore-database file-name='%s' dry-run=true" % dump),
                             ('', 'usage: '), ('/nowhere/web.xva', 'no such backup or file')):
             with self.subTest(word=word):
                 self.refused(words, self.restore(word))

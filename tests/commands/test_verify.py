@@ -191,7 +191,7 @@ class TheCommand(MadeCase):
                          for line in self.verify(0, self.backups, word)[:-1]]
                 self.assertEqual(names, sorted(found))
         lines = self.verify(2, self.backups, 'vm=nobody')
-        self.assertIn('ERROR vm=nobody is none of the VMs that are selected', lines)
+        self.assertIn('ERROR vm=nobody is none of the VMs that are selected and found', lines)
 
     def test_a_config_chooses_vms_and_misses_those_without_a_backup(self):
         config = self.config('vm-export=web', 'vm-export=absent', 'exclude=db')

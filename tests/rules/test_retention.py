@@ -219,7 +219,7 @@ class Prune(RetentionCase):
             self.command(0, 'prune', self.config(*lines, **keys), *words)
             self.assertEqual(left, (self.days('web'), self.days('db')))
         done = self.command(2, 'prune', self.config('vm-export=web'), 'vm=db')
-        self.assertIn('ERROR vm=db is none of the VMs that are selected', done.lines)
+        self.assertIn('ERROR vm=db is none of the VMs that are selected and found', done.lines)
 
     def test_failures_and_what_is_not_ours_stay(self):
         self.made('web', 1, 2)
@@ -251,8 +251,8 @@ class Prune(RetentionCase):
         self.made('web', 1, 2, 3)
         for line in ('vm-export=tag:prod:5', 'exclude=tag:prod', 'vm-export=uuid:' + '0' * 8):
             done = self.command(2, 'prune', self.config('vm-export=.*:1', line))
-            self.assertRegex(done.output, 'ERROR .*/web: its newest backup does not record the '
-                             '(tag|uuid) of the VM: not touched')
+            self.assertRegex(done.output, 'ERROR .*/web: not touched, as its newest backup records '
+                             'no (tag|uuid) of it')
         self.assertEqual([1, 2, 3], self.days('web'))
 
     def test_bad_input_deletes_nothing(self):
@@ -319,7 +319,7 @@ class Protected(RetentionCase):
         with unittest.mock.patch('os.stat', stale), self.assertRaises(OSError):
             VmBackup.is_there(backup.file('protected'))
         with unittest.mock.patch('os.stat', stale):
-            found = store_at(self.backups).history('web').with_intent()
+            found = list(store_at(self.backups).history('web').with_intent())
         self.assertEqual([path], [backup.path for backup in found])
         with unittest.mock.patch('os.scandir', side_effect=error), self.assertRaises(OSError):
             backup.files()

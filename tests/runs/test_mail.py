@@ -212,7 +212,7 @@ class TheSummary(MailCase):
 
     def test_a_subject_is_folded_and_has_no_more_of_the_reason_than_fits(self):
         for name in ('名' * 200, 'Ж' * 200, 'x' * 200, 'a b\r\nBcc: evil@example.org ' * 20):
-            run = VmBackup.Run(VmBackup.parse_config([]))
+            run = VmBackup.Run(VmBackup.parse_config(['mail_to=a@b']))
             run.add(VmBackup.Outcome(name, '', 'vm-export', 'X-FAIL', error='x'))
             with self.subTest(name[:9]), unittest.mock.patch.multiple(
                     VmBackup, send_mail=unittest.mock.DEFAULT) as put, unittest.mock.patch(
@@ -240,6 +240,12 @@ class WhenItIsSent(MailCase):
                                      (status in statuses),
                                      [mail.message['Subject'].split(' - ')[1]
                                       for mail in sink.mails])
+
+    def test_without_anybody_to_get_it_no_server_is_asked(self):
+        sink = self.sink()
+        self.mailed(0, sink, mail_to='')
+        self.mailed(2, sink, 'vm-export=missing', mail_to='', mail_smtp_user='me')
+        self.assertEqual(0, sink.connections)
 
     def test_a_preview_sends_nothing(self):
         sink = self.sink()
@@ -337,7 +343,7 @@ class TheFirstPage(MailCase):
         self.script = self.with_defaults(max_backups='many')
         for words in (['db', 'preview'], [self.config('vm-export=db')]):
             done = self.command(2, 'password', *words)
-            self.assertEqual(["ERROR default max_backups out of range -> many (this script's "
+            self.assertEqual(["ERROR default max_backups out of range -> many (the script's "
                               'first page)'], done.lines)
 
 
@@ -464,15 +470,22 @@ class BadServers(MailCase):
         sink = self.sink(refused={'gone@example.org': '550 5.1.1 no such user',
                                   'full@example.org': '452-4.2.2\r\n452 full'})
         failed = self.mailed_in_vain(self.mailing(sink, *self.nothing(), mail_to=(
-            'a@example.org,gone@example.org,b@example.org,full@example.org')), attempts=2)
+            'a@example.org,gone@example.org,b@example.org,full@example.org')), attempts=4)
         self.assertEqual([['a@example.org', 'b@example.org']],
                          [mail.recipients for mail in sink.mails])
         self.assertIn('mail sent to a@example.org, b@example.org\n', self.said)
+        full = 'mail to full@example.org failed, attempt %d of 3: localhost: 452 4.2.2 full'
         for line, words in zip(failed, (
                 'mail to gone@example.org failed, attempt 1 of 3: localhost: 550 5.1.1 no such '
-                'user', 'mail to full@example.org failed, attempt 1 of 3: localhost: 452 4.2.2 full'
-        )):
+                'user', full % 1, full % 2, full % 3)):
             self.assertTrue(line.endswith(words), line)
+
+    def test_a_recipient_that_is_accepted_later_gets_it_then(self):
+        sink = self.sink(replies={'RCPT': [None, '450 4.2.0 greylisted']})
+        self.mailed_in_vain(self.mailing(
+            sink, *self.nothing(), mail_to='a@example.org,b@example.org'), attempts=1, status=0)
+        self.assertEqual([['a@example.org'], ['b@example.org']],
+                         [mail.recipients for mail in sink.mails])
 
     def test_an_accepted_mail_is_not_sent_again_whatever_the_goodbye(self):
         for reply in (TEMPORARY, DROP, SILENCE):

@@ -315,12 +315,13 @@ class HostTest:
 
     # VmBackup.py
 
-    def start(self, words, gated=False):
+    def start(self, words, gated=False, sent=None):
+        """Start it; `sent`: the file that its standard output is, else it is that of the log."""
         environ = dict(os.environ, VMBACKUP_XE=self.gate + '/xe' if gated else self.pool.program)
         self.log = open(os.path.join(self.directory, 'log'), 'w+b')
         self.child = subprocess.Popen(
             [sys.executable, SCRIPT] + words, env=environ, stdin=subprocess.DEVNULL,
-            stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
+            stdout=sent or self.log, stderr=self.log, start_new_session=True,
             pass_fds=[self.lock.fileno()])     # so that the next test waits for an orphan
 
     def finish(self, wanted, what):
@@ -461,6 +462,27 @@ class HostTest:
                 raise Broken(command + ' does not tell of the VM')
         return 'verify, list, status, prune, check-config'
 
+    def single_disks(self, place, compress):
+        """Each disk of an archive by itself: as a file, a stream, a new disk."""
+        config = self.config(place, 'compress=' + compress, *self.rules('vm-export', 'many'))
+        self.back_up(config)
+        backup = self.backup_of(config, 'many')
+        self.vmbackup('extract', backup, 'disk=all', 'to=' + place + '/disks', what='extract')
+        for number in range(len(VMS['many'])):
+            size, digest = self.digests['many', str(number)]
+            stream = subprocess.run(
+                [sys.executable, SCRIPT, 'extract', backup, 'disk=%d' % number, 'to=-'],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, timeout=RUN_LIMIT)
+            with open(place + '/disks/xvd%s.raw' % 'abc'[number], 'rb') as file:
+                for what, data in ('the file', file.read()), ('the stream', stream.stdout):
+                    if hashlib.sha256(data[:size]).hexdigest() != digest:
+                        raise Broken('%s of disk %d has other bytes' % (what, number))
+            name = self.name('restored-%d' % next(self.numbers))
+            self.vmbackup(*self.restore_words(backup, name, 'disk=%d' % number), what='restore')
+            self.restored('many', name, str(number))
+        self.check_clean('after the restores')
+        return '%d disks as a file, a stream, a disk' % len(VMS['many'])
+
     def rotated(self, place):
         config = self.config(place, *self.rules('vm-export', 'one'))
         self.back_up(config)
@@ -498,6 +520,40 @@ class HostTest:
         remark = self.check_clean('after the next restore', output if restarted else '')
         return '; '.join(filter(None, [self.moment, remark]))
 
+    def stream_words(self, place, word, *more):
+        config = self.config(place)
+        login = self.options.login
+        if login != 'local':
+            login = os.path.join(place, 'password')
+            self.vmbackup(self.options.login, 'create-password-file=' + login)
+            more += ('password-file=' + login,)
+        return ['stream', self.name(word), 'from=' + config] + list(more)
+
+    def streamed(self, place, compress):
+        """A stream that another program imports as it comes."""
+        words = self.stream_words(place, 'many', 'compress=' + compress)
+        with subprocess.Popen([self.pool.program, 'vm-import', 'filename=/dev/stdin',
+                               'sr-uuid=' + self.sr['uuid']], stdin=subprocess.PIPE,
+                              stdout=subprocess.DEVNULL) as importing:
+            self.start(words, sent=importing.stdin)
+            importing.stdin.close()
+            self.finish((0,), 'stream into xe vm-import')
+        if importing.returncode:
+            raise Broken('xe vm-import: exit status %d' % importing.returncode)
+        count = self.restored('many', 'RESTORE_' + self.name('many'), None)
+        self.check_clean('after the stream')
+        return '%d disks imported equal' % count
+
+    def interfered_stream(self, place, _, act, step, when):
+        """The same of a stream: the next one removes what it has left."""
+        words = self.stream_words(place, 'one')
+        with open(os.path.join(place, 'sent'), 'w+b') as sent:
+            self.interfere(words, act, step, when, sent)
+            self.start(words, sent=sent)
+            self.finish((0,), 'the next stream')
+        self.check_clean('after the next stream')
+        return self.moment
+
     def saved_backup(self, method):
         """A backup of VM one, made the first time; its directory."""
         if method not in self.saved:
@@ -507,7 +563,7 @@ class HostTest:
             self.saved[method] = self.backup_of(config, 'one')
         return self.saved[method]
 
-    def interfere(self, words, act, step, when):
+    def interfere(self, words, act, step, when, sent=None):
         """Run VmBackup.py until it has got so far with a step, and kill it there, or restart the
         toolstack and let it go on. Return its exit status: 0 after SIGTERM in a restore that only
         had to be finished."""
@@ -517,7 +573,7 @@ class HostTest:
         for name, text in (('when', when), ('step', step)):
             with open(os.path.join(self.gate, name), 'w') as file:
                 file.write(text)
-        self.start(words, gated=True)
+        self.start(words, True, sent)
         while not os.path.exists(self.gate + '/held') and self.child.poll() is None:
             time.sleep(0.02)
         if self.child.poll() is not None:
@@ -572,6 +628,7 @@ def scenarios(restarts):
     for compress, program in (('none', ()), ('gzip', ('gzip',)), ('zstd', ('zstd',))):
         found.append(Scenario('vm-export ' + compress, HostTest.exported,
                               ('vm-export', tuple(VMS), 'compress=' + compress), program))
+        found.append(Scenario('stream ' + compress, HostTest.streamed, (compress,), program))
     for form, compress in itertools.product(('raw', 'vhd'), ('none', 'gzip', 'zstd')):
         found.append(Scenario(
             'vdi-export %s %s' % (form, compress), HostTest.exported,
@@ -581,14 +638,21 @@ def scenarios(restarts):
                        ('vdi-export', ('many',), 'vdi_disks=all')),
               Scenario('parallel', HostTest.exported,
                        ('vm-export', ('one', 'many'), 'parallel=2')),
-              Scenario('commands', HostTest.looked_at), Scenario('rotation', HostTest.rotated)]
+              Scenario('single disks', HostTest.single_disks, ('none',)),
+              Scenario('single disks zstd', HostTest.single_disks, ('zstd',), ('zstd',)),
+              Scenario('commands', HostTest.looked_at),
+              Scenario('rotation', HostTest.rotated)]
     for act in ['SIGKILL', 'SIGTERM'] + ['restart'] * restarts:
         for method, steps in STEPS.items():
-            for work, verbs in zip((HostTest.interfered, HostTest.interfered_restore), steps):
+            works = [('', HostTest.interfered), ('', HostTest.interfered_restore)]
+            if method == 'vm-export':
+                steps += steps[:1]
+                works.append((' of a stream', HostTest.interfered_stream))
+            for (of, work), verbs in zip(works, steps):
                 for step, when in itertools.product(verbs.split(), ('before', 'amid', 'after')):
                     if when == 'amid' and '-param-' in step:
                         continue           # nothing moves there
-                    found.append(Scenario('%s %s %s' % (act, when, step), work,
+                    found.append(Scenario('%s%s %s %s' % (act, of, when, step), work,
                                           (method, act, step, when)))
     return found
 
