@@ -238,7 +238,7 @@ class VmBackupError(Exception):
     """A sentence for the administrator; `code`, xapi's or ours, says to the program what it was."""
     token = 'BACKUP-FAIL'      # in the status log, if it ended a VM's backup
 
-    def __init__(self, text: str, code: str = ''):
+    def __init__(self, text, code=''):
         super().__init__(text)
         self.code = code
 
@@ -269,7 +269,7 @@ class Damaged(VmBackupError):
 
 class BackupFailed(VmBackupError):
     """One VM's backup failed, with a word of its own in the status log."""
-    def __init__(self, token: str, text: str, code: str = ''):
+    def __init__(self, token, text, code=''):
         super().__init__(text, code)
         self.token = token
 
@@ -278,7 +278,7 @@ class Interrupted(BaseException):
     """A signal asked us to end; not an Exception, so that no VM's failure handler takes it."""
     token = 'INTERRUPTED'
 
-    def __init__(self, signum: int, remark: str = ''):
+    def __init__(self, signum, remark=''):
         super().__init__(f'ended by signal {signum}{remark}')
         self.signum = signum
 
@@ -309,7 +309,7 @@ class Tally(NamedTuple):
         return 'S:{} W:{} E:{}'.format(*self)
 
 
-def tally(tokens: Texts, further_errors: int = 0):
+def tally(tokens: Texts, further_errors=0):
     """Count outcomes by their tokens; `further_errors` are those that belong to no VM."""
     good, warned, skipped = map(tokens.count, ('SUCCESS', 'WARNING', 'SKIPPED'))
     return Tally(good, warned, len(tokens) - good - warned - skipped + further_errors, skipped)
@@ -334,7 +334,7 @@ ERROR = Verdict(2, 'ERROR', '**ERRORS DETECTED**')
 SKIPPED = Verdict(0, 'SKIPPED', 'Skipped')
 
 
-def verdict_of(errors: Any, warnings: Any):
+def verdict_of(errors, warnings):
     """Return the result, by whether there are any of these."""
     return ERROR if errors else WARNING if warnings else SUCCESS
 
@@ -358,12 +358,12 @@ IMAGES = tuple(form + each.ending for form in ('.xva', '.raw', '.vhd')
                for each in COMPRESSIONS.values())      # endings of archives and images
 
 
-def compression_of(name: str):
+def compression_of(name):
     """Return the compression that a file's name tells."""
     return next(each for each in COMPRESSIONS.values() if name.endswith(each.ending))
 
 
-def plain_name(name: str):
+def plain_name(name):
     """Return a file's name without the ending of its compression."""
     return name[:len(name) - len(compression_of(name).ending)]
 
@@ -400,7 +400,7 @@ def iso(moment: datetime):
     return moment.astimezone().isoformat(timespec='seconds')
 
 
-def seconds_of(text: str):
+def seconds_of(text):
     """Return the seconds since 1970 of a time that iso() wrote after that. Raise ValueError."""
     if not match(r'(19[7-9]|[2-8]\d\d)\d[-\d]{6}T[:\d]{8}[+-]\d\d:\d\d\Z', text, re.ASCII):
         raise ValueError('no time')
@@ -408,7 +408,7 @@ def seconds_of(text: str):
     return datetime.strptime(text[:22] + text[23:], '%Y-%m-%dT%H:%M:%S%z').timestamp()
 
 
-def human_size(size: float):
+def human_size(size):
     """Return bytes for a person: 1.5 GiB."""
     if size < 1024:
         return f'{size:.0f} bytes'
@@ -419,12 +419,12 @@ def human_size(size: float):
     return f'{size:.1f} {unit}'
 
 
-def utc(seconds: int):
+def utc(seconds):
     """Return the time so many seconds from now, as xapi writes times."""
     return f'{now().astimezone(timezone.utc) + timedelta(seconds=seconds):%Y%m%dT%H:%M:%SZ}'
 
 
-def seconds_ahead(text: str):
+def seconds_ahead(text):
     """Return the seconds that a clock is ahead which says 20260301T00:10:01Z."""
     there = datetime.strptime(text + '+0000', '%Y%m%dT%H:%M:%SZ%z')
     ahead = int((there - now().astimezone()).total_seconds())
@@ -444,35 +444,35 @@ def this_host():
     return os.uname().nodename
 
 
-def encoded(text: str):
+def encoded(text):
     """Return the UTF-8 bytes of text or of a path, whatever the locale."""
     return text.encode('utf-8', 'surrogateescape')
 
 
-def native(text: str):
+def native(text):
     """Return the path that the os module turns into the UTF-8 bytes of a text."""
     return os.fsdecode(encoded(text))
 
 
-def portable(path: str):
+def portable(path):
     """Return a path as text that is the same in every locale; `native` turns it back."""
     return encoded(path).decode('utf-8', 'surrogateescape')
 
 
-def printable(text: str):
+def printable(text):
     """Return text for one line: what is HIDDEN in it becomes escapes."""
-    def escaped(found: Any):
+    def escaped(found):
         return found.group().encode('unicode_escape').decode('ascii')
     lone = '[\ud800-\udc7f\udd00-\udfff]'             # surrogates that stand for no byte
     return HIDDEN.sub(escaped, portable(sub(lone, escaped, text)))
 
 
-def as_json(value: Any):
+def as_json(value):
     """Return a value as JSON, of ASCII that a terminal shows."""
     return json.dumps(value, indent=1).replace('\x7f', '\\u007f') + '\n'
 
 
-def as_number(text: str):
+def as_number(text):
     """Return an integer in JSON. Raise ValueError for others, and where int() would take hours."""
     if len(text) > 20:
         raise ValueError('it has a number that cannot be meant')
@@ -482,7 +482,7 @@ def as_number(text: str):
 DECODER = json.JSONDecoder(parse_int=as_number, parse_float=as_number, parse_constant=as_number)
 
 
-def parse_json(data: bytes):
+def parse_json(data):
     """Return what JSON on a share holds. Raise ValueError for none, or more than we ever write."""
     values = sum(map(data.count, (b',', b'[', b'{')))
     if len(data) > LONGEST_RECORD or values > 2**15:
@@ -501,7 +501,7 @@ def abbreviate(texts: Texts):
     return ', '.join(texts[:MOST_NAMES]) + (f' and {more} more' if more > 0 else '')
 
 
-def cut(text: str, columns: int):
+def cut(text, columns):
     """Return as much of a text as a terminal shows in so many columns, or less."""
     for index, letter in enumerate(text):
         columns -= 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
@@ -510,7 +510,7 @@ def cut(text: str, columns: int):
     return text
 
 
-def shell_word(text: str):
+def shell_word(text):
     """Return text as one word for bash, which can be shown and pasted whatever is in it."""
     text = portable(text)
     if not HIDDEN.search(text):
@@ -539,7 +539,7 @@ class Console:
     quiet = False              # of the log only what is wrong, and how all ended
     lost = 0                   # why, if what was printed is: a pipe is closed, a disk is full
 
-    def __init__(self, output: Any, errors: Any = None):
+    def __init__(self, output, errors=None):
         self.output = self.stream = output     # unbuffered; None if it is closed
         self.errors = errors   # the same
         self.document = {}     # type: Record  # what --json prints in the end
@@ -549,7 +549,7 @@ class Console:
         self.lock = RLock()
         self.thread = threading.local()        # `begin` of its lines; `turn`: of what it shows
 
-    def log(self, *lines: str, loud: bool = False):
+    def log(self, *lines, loud=False):
         """Print lines with 3.25's time stamp, loud ones also where it is to be quiet."""
         begin = getattr(self.thread, 'begin', '')
         for text in lines:
@@ -563,20 +563,20 @@ class Console:
                 if loud or not self.quiet or match(r'\**(ERROR|WARNING)', text):
                     self.draw(line + '\n')
 
-    def tell(self, **more: Any):
+    def tell(self, **more):
         """Take something into the document; return whether there is to be one."""
         if self.document:
             self.document.update(more)
         return bool(self.document)
 
-    def show(self, text: str):
+    def show(self, text):
         """Show how far this thread is, until its next line; on a terminal."""
         with self.lock:
             if self.terminal:
                 self.passing[get_ident()] = printable(getattr(self.thread, 'turn', '') + text)
                 self.draw('')
 
-    def end(self, *lines: str):
+    def end(self, *lines):
         """Leave nothing below the log, of which these are the last lines."""
         with self.lock:
             self.terminal = False
@@ -584,7 +584,7 @@ class Console:
             self.draw('')
         self.log(*lines)
 
-    def draw(self, text: str):
+    def draw(self, text):
         """Print text, and below it how far the threads are, each in a line if there are as many."""
         clear, self.shown = self.shown and '\r\x1b[K' + '\x1b[A\x1b[K' * self.shown.count('\n'), ''
         if self.passing:
@@ -594,13 +594,13 @@ class Console:
                                    list(self.passing.values())[:height or 24])
         self.put(self.stream, clear + text + self.shown)
 
-    def write(self, text: str):
+    def write(self, text):
         """Print text as it is on standard output, whole if there is time (see Signals.watch)."""
         self.end()
         with self.lock:
             self.put(self.output, text)
 
-    def emit(self, data: Any):
+    def emit(self, data):
         """Write bytes of a stream on standard output. Raise CommandFailed if nobody takes them."""
         view = memoryview(data)
         try:
@@ -609,7 +609,7 @@ class Console:
         except OSError as error:
             raise CommandFailed(f'cannot write to standard output: {error.strerror}')
 
-    def put(self, stream: Any, text: str):
+    def put(self, stream, text):
         """Print text where the cursor stands; a closed or full output is not an error."""
         data = encoded(text)
         try:
@@ -622,7 +622,7 @@ class Console:
 Console.current = Console(None)
 
 
-def log(*lines: str, loud: bool = False):
+def log(*lines, loud=False):
     """Print lines with 3.25's time stamp, to be mailed too."""
     Console.current.log(*lines, loud=loud)
 
@@ -651,7 +651,7 @@ class Rule(NamedTuple):
         return f'{self.method}={self.text}'
 
 
-def parse_rule(method: str, text: str, where: str):
+def parse_rule(method, text, where):
     """Divide NAME:N at the last colon where digits follow; the N of tag:N and uuid:N is none."""
     kind, word, keep = 'name', text, None
     found = match(r'(tag|uuid):\s*(\S.*)\Z', text, DOTALL)
@@ -663,7 +663,7 @@ def parse_rule(method: str, text: str, where: str):
     return Rule(method, text, where, kind, word.lower() if kind == 'uuid' else word, keep)
 
 
-def unquoted(text: str, marks: str = '#'):
+def unquoted(text, marks='#'):
     """Return a text without quotes around it, or what is before a :N, and without a comment, and
     what these were. A mark behind a blank begins a comment. Raise ValueError for a lone quote."""
     found = match(r'''\s*(["'])((?:(?!\1).)*)\1(:\d+|)\s*([#;].*|)\Z''', text)
@@ -676,7 +676,7 @@ def unquoted(text: str, marks: str = '#'):
     return value, text[start:].strip()
 
 
-def nearest(word: str, known: Iterable[str], remark: str = ', perhaps {}'):
+def nearest(word, known: Iterable[str], remark=', perhaps {}'):
     """Return a remark on what a mistyped word may stand for, '' where nothing is like enough."""
     import difflib
     word = word.lower().lstrip('-')
@@ -706,21 +706,21 @@ class CommandLine(NamedTuple):
         return native(self.word)
 
 
-def fitting(text: str, pattern: str, expected: str):
+def fitting(text, pattern, expected):
     """Return a text that matches a pattern as it is."""
     if not match(f'({pattern})\\Z', text):
         raise ValueError(f'invalid (expected {expected})')
     return text
 
 
-def devices(text: str):
+def devices(text):
     """Return the word boot or all, or devices separated by commas: xvda,xvdc."""
     device = '(xvd|hd|sd)[a-z]+'
     return fitting(sub(r'\s*,\s*', ',', text.lower()), f'boot|all|{device}(,{device})*',
                    'boot, all, or devices such as xvda,xvdc')
 
 
-def absolute(text: str):
+def absolute(text):
     """Return a path; a relative one is taken from the current directory, as 3.25."""
     path = text and abspath(native(text))
     if not path or search('[\x00-\x1f\x7f]', text + path):
@@ -728,7 +728,7 @@ def absolute(text: str):
     return path
 
 
-def directory_pattern(text: str):
+def directory_pattern(text):
     """Return a name for dated directories: each of %Y %m %d %H %M %S once, and no slash."""
     if (sorted(findall('%(.?)', text)) != sorted('YmdHMS') or
             search('^[.]|[/\x00-\x1f\x7f]', text) or len(encoded(text)) > 200):
@@ -737,7 +737,7 @@ def directory_pattern(text: str):
     return native(text)
 
 
-def address(text: str):
+def address(text):
     """Return a mail address as it is."""
     part = r'[^\s\x00-\x1f\x7f<>()"\[\]\\:;@,]+'
     return fitting(text, f'{part}(@{part})?', 'name@host')
@@ -754,7 +754,7 @@ class Key(NamedTuple):
         """Return what is allowed, as the end of an error."""
         return f', allowed: {self.allowed}' if self.allowed else ''
 
-    def parse(self, text: str):
+    def parse(self, text):
         """Return what a text means. Raise ValueError with a word for what is wrong."""
         if not text and self.name in MAY_BE_EMPTY:
             return ''
@@ -802,12 +802,12 @@ class Config(NamedTuple):
     errors: Strings            # of keys whose values cannot be used: a preview can still go on
     notes: Texts               # what may be meant otherwise
 
-    def asks_for(self, name: str):
+    def asks_for(self, name):
         """Return whether a config file or the command line decides on a key."""
         return bool(self.path) or self.given[name][1] != 'default'
 
 
-def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()):
+def parse_config(lines: Texts, path='', line: CommandLine = CommandLine()):
     """Read `key=value` lines, over which the command line wins. Raise ConfigError."""
     values, errors = {}, {}    # type: Dict[str, Any], Dict[str, str]
     given = {key.name: (key.default, 'default') for key in KEYS}
@@ -905,7 +905,7 @@ def refuse_unexpected(config: Config):
         raise ConfigError('in config_load, consider ignore_extra_keys=true for unexpected keys')
 
 
-def selector(word: str):
+def selector(word):
     """Return the rule of a vm-selector: NAME or REGEX, vm-export=... or vdi-export=..."""
     method, equals, text = word.partition('=')
     if not equals or method.lower() not in EXPORTS:
@@ -913,12 +913,12 @@ def selector(word: str):
     return parse_rule(method.lower(), text, 'command line')
 
 
-def names_file(word: str):
+def names_file(word):
     """Return whether a word names a file or directory."""
     return exists(native(word))
 
 
-def read_file(path: str, limit: int):
+def read_file(path, limit):
     """Return what a file holds, so many bytes at most. Raise OSError, for a pipe and such too."""
     with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | O_NONBLOCK)) as file:
         if not S_ISREG(fstat(file.fileno()).st_mode):
@@ -926,13 +926,13 @@ def read_file(path: str, limit: int):
         return file.read(limit)
 
 
-def deepest(points: Iterable[str], path: str):
+def deepest(points: Iterable[str], path):
     """Return the longest of some directories that a path lies in, or ''."""
     return max((point for point in points
                 if (path + '/').startswith(join(point, ''))), key=len, default='')
 
 
-def mount_points(table: str = '/proc/self/mountinfo', column: int = 4):
+def mount_points(table='/proc/self/mountinfo', column=4):
     """Return where file systems are mounted, with their types, or with FSTAB and 1 where they
     should be (proc(5), fstab(5)); {} if that is not known. Blanks and such are octal escapes."""
     found = {}
@@ -944,13 +944,13 @@ def mount_points(table: str = '/proc/self/mountinfo', column: int = 4):
     return found
 
 
-def is_local(path: str):
+def is_local(path):
     """Return whether a real path lies on a file system of this host alone, where modes bind."""
     points = mount_points()
     return points.get(deepest(points, path)) in LOCAL
 
 
-def way(path: str):
+def way(path):
     """Yield path, mode and owner of all on the way to a path, also by links. Raise OSError."""
     here, rest = '/', join('/proc/self/cwd', path).split('/')
     for _ in range(1000):                              # links may lead round
@@ -967,7 +967,7 @@ def way(path: str):
     raise OSError(ELOOP, 'has too many links')
 
 
-def changeable(path: str, shares: bool = True):
+def changeable(path, shares=True):
     """Return what others than root and this user may change, a file or on the way to it, and what
     to do; '' for nothing. Owners, modes and sticky bits count, not ACLs; on shares nothing does."""
     with suppress(OSError):                            # what is missing, nobody can change
@@ -982,7 +982,7 @@ def changeable(path: str, shares: bool = True):
     return ''
 
 
-def read_password_file(path: str, warn: Callable):
+def read_password_file(path, warn: Callable):
     """Read a password file, also of 3.25; warn when others may read it. Raise ConfigError."""
     try:
         text = read_file(path, 4097).strip()           # what is cut there is no base64
@@ -1059,12 +1059,12 @@ class Job(NamedTuple):
     shown: str                 # NAME or NAME:N as the lists print it
 
 
-def is_literal(pattern: str):
+def is_literal(pattern):
     """Return whether a pattern is a plain name: letters, digits, blanks, - and _ only."""
     return bool(match(r'[\w -]+\Z', pattern))
 
 
-def regex_of(pattern: str):
+def regex_of(pattern):
     """Return a compiled pattern, None if it is no regular expression, or tag: or uuid: alone."""
     try:
         return None if match(r'(tag|uuid):\s*\Z', pattern) else re.compile(pattern)
@@ -1072,7 +1072,7 @@ def regex_of(pattern: str):
         return None
 
 
-def matches(pattern: str, name: str):
+def matches(pattern, name):
     """Return whether a name equals a pattern, or that matches it."""
     regex = None if is_literal(pattern) else regex_of(pattern)     # the re module keeps 512
     return name == pattern or bool(regex and regex.match(name[:1024]))     # or it takes for ever
@@ -1099,7 +1099,7 @@ def chooses(rule: Rule, vm: Vm):
 class Plan:
     """What a run will do, as its rules say, and `select`; preview prints it, a run executes it."""
     def __init__(self, rules: Sequence[Rule] = (), vms: Sequence[Vm] = (), former: Strings = {},
-                 saved: bool = False):
+                 saved=False):
         self.rules = rules
         self.vms = vms
         self.former = former   # what became of the VMs that had these names
@@ -1142,13 +1142,13 @@ class Plan:
                 self.not_found(rule)
         self.excluded = list(dict.fromkeys(self.out.values()))
 
-    def is_concerned(self, method: str, rule: Rule):
+    def is_concerned(self, method, rule: Rule):
         """Return whether a line of a method is about what another one means that is not there."""
         meant = Vm('', rule.word, rule.word, {'tags': [rule.word]})
         return any(other.method == method and other.text and other.kind == rule.kind
                    and is_about(other, meant) for other in self.rules)
 
-    def remark(self, level: str, text: str):
+    def remark(self, level, text):
         """Note a line for the log."""
         self.messages.append(f'***{level} - {text}')
         if level == 'WARNING':
@@ -1217,7 +1217,7 @@ class DiskChoice(NamedTuple):
     honour_nobak: bool = False
     wanted: str = 'all'        # boot, all, or devices separated by commas
 
-    def reason(self, vm: str, disk: Any):
+    def reason(self, vm, disk):
         """Return why a Disk of a VM is left out, or '' (xen-orchestra: docs, Exclude disks)."""
         if self.honour_nobak and NOBAK in disk.name:
             return NOBAK
@@ -1228,8 +1228,8 @@ class DiskChoice(NamedTuple):
         return ''
 
 
-def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups: int, honour_nobak: bool = False,
-           former: Strings = {}, saved: bool = False):
+def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups, honour_nobak=False,
+           former: Strings = {}, saved=False):
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
     plan = Plan(rules, vms, former, saved)
     namesakes = Counter(vm.name for vm in vms)
@@ -1332,7 +1332,7 @@ def reasons(backups: Sequence[Aged], policy: Dict[str, int], disks: DiskIds = ()
     return found
 
 
-def policy_of(settings: Any, job: Job):
+def policy_of(settings, job: Job):
     """Return how many backups of a VM each rule keeps: the newest, and one of each period."""
     return {'last': job.keep, **{name: getattr(settings, 'keep_' + name) for name in PERIODS}}
 
@@ -1372,7 +1372,7 @@ XE_CODES = {
     HAS_USB: 'VM_HAS_VUSBS|has VUSBs', IN_USE: 'in use'}       # the first that fits counts
 
 
-def send_signal(signum: int, *children: Popen):
+def send_signal(signum, *children: Popen):
     """Send a signal to children and what they started: VMBACKUP_XE may name a script with ssh."""
     for child in children:
         if child.returncode is None:
@@ -1380,8 +1380,8 @@ def send_signal(signum: int, *children: Popen):
                 os.killpg(child.pid, signum)
 
 
-def bounded(what: str, function: Callable, *arguments: Any, watch: Optional[Callable] = None,
-            every: float = WATCH_EVERY, limit: float = 0):
+def bounded(what, function: Callable, *arguments, watch: Optional[Callable] = None,
+            every=WATCH_EVERY, limit=0):
     """Return the result of a function that may hang. Raise TargetError after `limit` seconds, or
     SHARE_TIMEOUT; with a `watch`, which is called `every` so many, only what that raises."""
     results, errors = [], []   # type: List[Any], List[Exception]
@@ -1417,8 +1417,7 @@ class Watchdog:
     seen = (-1, {})            # type: Tuple[int, Dict[str, float]]
     logged = 0.0               # seconds until its last line in the log
 
-    def __init__(self, limit: float, size: Callable, verb: str, path: str,
-                 expected: int = 0, progress: Callable = dict):
+    def __init__(self, limit, size: Callable, verb, path, expected=0, progress: Callable = dict):
         self.limit = limit         # seconds
         self.every = min(SHOW_EVERY if Console.current.terminal else LOOK_EVERY, limit / 4)
         self.size = size           # bytes so far
@@ -1443,7 +1442,7 @@ class Watchdog:
             raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
                                 f'with {human_size(size)} {self.verb}', STALLED)
 
-    def feed(self, stream: Any):
+    def feed(self, stream):
         """Write all pieces, or until the child ends, and close the stream. Raise what they do."""
         with suppress(BrokenPipeError), stream, closing(self.pieces):
             for piece in map(memoryview, self.pieces):
@@ -1452,7 +1451,7 @@ class Watchdog:
                     piece = piece[sent:]
                     self.done += sent
 
-    def show(self, done: int, share: float):
+    def show(self, done, share):
         """Show that so many bytes are done, and that share of all, 0 if it is unknown."""
         seconds = self.seconds()
         done = done or int(share * self.expected)
@@ -1506,7 +1505,7 @@ class Signals:
                 signal.signal(signum, SIG_IGN)
             self.kill_children()
 
-    def watch(self, pipe: int):
+    def watch(self, pipe):
         """Act on the first signal; cut the main thread at the deadline; then end all."""
         pthread_sigmask(SIG_UNBLOCK, SIGNALS)
         self.note(os.read(pipe, 1)[0])
@@ -1522,7 +1521,7 @@ class Signals:
         self.kill_children()
         os._exit(128 + self.received)
 
-    def wait(self, pipe: int):
+    def wait(self, pipe):
         """Wait until the deadline; return True as soon as a further signal has come."""
         import select
         while self.since() < self.deadline:
@@ -1536,7 +1535,7 @@ class Signals:
         self.starting.acquire(timeout=LAST_WORDS)      # so that none is started any more
         send_signal(SIGKILL, *self.running)
 
-    def note(self, signum: int):
+    def note(self, signum):
         """Act on a signal: end the exports; give a login and the pool their time, and else none."""
         self.since = stopwatch()
         self.received = self.received or signum
@@ -1544,7 +1543,7 @@ class Signals:
         if self.logging_in or self.children or not self.at_once:
             self.allow(LOGIN_GRACE if self.logging_in else SIGNAL_GRACE)
 
-    def allow(self, seconds: float):
+    def allow(self, seconds):
         """Give what is being finished after a signal at least so many seconds from now."""
         if self.received:
             self.deadline = max(self.deadline, self.since() + seconds)
@@ -1572,20 +1571,20 @@ class Signals:
 Signals.current = Signals()        # those that this process handles
 
 
-def check_signals(finishing: bool = False):
+def check_signals(finishing=False):
     """Raise Interrupted after a signal; if `finishing`, once there is no more time for that."""
     if Signals.current.overdue if finishing else Signals.current.received:
         raise Signals.current.reason()
 
 
-def end_program(number: int):
+def end_program(number):
     """End a process that is not our child."""
     with suppress(OSError):
         os.kill(number, SIGTERM)
 
 
 @contextmanager
-def started(argv: Texts, **how: Any):
+def started(argv: Texts, **how):
     """Run a program in a session of its own; `how` is Popen's. End it afterwards if it still runs.
     Raise CommandFailed. Who reads its outputs closes them, or might read on from another file."""
     environ = {**os.environ, CHILD: str(getpid())}
@@ -1611,12 +1610,12 @@ def started(argv: Texts, **how: Any):
         Signals.running.discard(child)
 
 
-def decoded(output: bytes):
+def decoded(output):
     """Return what a program has written as text."""
     return output.decode('utf-8', 'replace').strip()
 
 
-def attend(children: Sequence[Popen], work: Callable, argv: Texts, limit: float, cuttable: bool,
+def attend(children: Sequence[Popen], work: Callable, argv: Texts, limit, cuttable,
            watchdog: Optional[Watchdog] = None):
     """Do work that ends with the children, which if `cuttable` a signal ends. Raise CommandFailed
     if it takes over `limit` seconds or, with a watchdog, stalls; Interrupted."""
@@ -1634,8 +1633,7 @@ def attend(children: Sequence[Popen], work: Callable, argv: Texts, limit: float,
         bounded('', work, watch=watch, every=watchdog.every if watchdog else WATCH_EVERY)
 
 
-def run(argv: Texts, timeout: float, cuttable: bool = False,
-        watchdog: Optional[Watchdog] = None, packer: Any = None):
+def run(argv: Texts, timeout, cuttable=False, watchdog: Optional[Watchdog] = None, packer=None):
     """Run a program to its end, or if `cuttable` to a signal. A packer: a program that compresses
     its output, and the open file for that. Raise CommandFailed if one cannot be started, takes over
     `timeout` seconds or, with a watchdog, stalls, or the packer fails; and what feeding it met."""
@@ -1674,7 +1672,7 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
     return CompletedProcess(argv, child.returncode, output or b'', errors)
 
 
-def run_hook(argv: Texts, own: Dict[str, bytes], timeout: float, cuttable: bool, tell: Callable):
+def run_hook(argv: Texts, own: Dict[str, bytes], timeout, cuttable, tell: Callable):
     """Run a program, with `own` in its environment. `tell` is called with each line; if `cuttable`,
     a signal ends it; what it leaves goes on. Raise CommandFailed with its last words, status."""
     last = deque(maxlen=4)     # type: deque
@@ -1705,7 +1703,7 @@ def run_hook(argv: Texts, own: Dict[str, bytes], timeout: float, cuttable: bool,
         raise CommandFailed(f'exit status {status}: {" / ".join(last)}'.rstrip(': '), str(status))
 
 
-def packing_command(compression: Compression, undo: bool = False):
+def packing_command(compression: Compression, undo=False):
     """Return the command that packs its input, or unpacks it; raise CommandFailed for none."""
     import shutil
     for path in filter(None, map(shutil.which, compression.programs)):
@@ -1715,14 +1713,14 @@ def packing_command(compression: Compression, undo: bool = False):
 
 class Filter(ExitStack):
     """A program through which a file is read; raise CommandFailed if it cannot be started."""
-    def __init__(self, argv: Texts, handle: int):
+    def __init__(self, argv: Texts, handle):
         super().__init__()
         self.name = basename(argv[0])
         self.child = self.enter_context(started(argv, stdin=handle))
         self.enter_context(self.child.stdout)
         self.enter_context(self.child.stderr)
 
-    def readinto(self, view: memoryview):
+    def readinto(self, view):
         """Read what is there, 0 bytes at the end. Raise Damaged for bad input, CommandFailed."""
         got = self.child.stdout.readinto(view)
         if not got and self.child.returncode is None:
@@ -1735,7 +1733,7 @@ class Filter(ExitStack):
         return got
 
 
-def be_gentle(idle: bool):
+def be_gentle(idle):
     """Let all others have CPUs and disks first; if `idle`, do not even compete for the disks."""
     os.nice(19 if idle else 10)
     with suppress(CommandFailed):                      # the system has no I/O priorities
@@ -1744,16 +1742,15 @@ def be_gentle(idle: bool):
 
 class Xe:
     """The xe program; the log numbers the commands for one VM from 1."""
-    def __init__(self, numbered: bool = True):
+    def __init__(self, numbered=True):
         self.program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
         self.numbers = itertools.count(1) if numbered else None
 
-    def tell(self, verb: str, **words: Any):
+    def tell(self, verb, **words):
         """Issue a command; return its output as text. Raise CommandFailed."""
         return decoded(self.issue(verb, **words))
 
-    def issue(self, verb: str, watchdog: Any = None, packer: Any = None, at: str = '',
-              asking: bool = False, **parameters: str):
+    def issue(self, verb, watchdog=None, packer=None, at='', asking=False, **parameters):
         """Log and run a command, in which new_name becomes new-name; not logged if only `asking`.
         With a watchdog it transfers a file, the one `at` a path if given, with a packer or fed (see
         `run`), and a signal ends it. Return its output; raise CommandFailed with its last words. xe
@@ -1845,7 +1842,7 @@ def unless_gone():
             raise
 
 
-def device_name(device: str, number: str):
+def device_name(device, number):
     """Return a VBD's device; a VM that never ran has but its number (xapi: device_number.ml)."""
     if device or not match('[0-9]{1,7}\\Z', number):
         return device or number
@@ -1870,18 +1867,18 @@ def free_space(sr: Record):
 
 class Answer(dict):
     """A record, or records by reference: what is not in it is no bug of ours."""
-    def __missing__(self, key: str):
+    def __missing__(self, key):
         raise PoolError(f'XenAPI gave an unexpected answer: there is no {key}')
 
 
-def checked(method: str, answer: Any, is_record: bool = True):
+def checked(method, answer, is_record=True):
     """Return an answer: a record, which has a uuid, or something by reference; raise PoolError."""
     if not isinstance(answer, dict) or is_record and 'uuid' not in answer:
         raise PoolError(f'XenAPI {method} gave an unexpected answer')
     return Answer(answer)
 
 
-def kept(kind: str, record: Record):
+def kept(kind, record: Record):
     """Return of a record what is kept; old pools have not all of it, such as VUSBs."""
     return Answer((field, record[field]) for field in FIELDS[kind].split() if field in record)
 
@@ -1890,7 +1887,7 @@ class Pool:
     """A logged-in session with the pool."""
     redirected = False         # this host is not the master
 
-    def __init__(self, url: str, password: Optional[str]):
+    def __init__(self, url, password: Optional[str]):
         """Log in as root at http://..., https://... or unix:/path. Raise PoolError."""
         self.patience = XAPI_PATIENCE      # seconds
         self.shown = sub('//.*@', '//', url)        # without a password
@@ -1954,7 +1951,7 @@ class Pool:
                 bounded('xapi', pool.guarded, 'session.logout')
             pool.session('close')()
 
-    def call(self, method: str, *arguments: Any):
+    def call(self, method, *arguments):
         """Return the result of a call, repeated while xapi is gone; XenAPI.py logs in again."""
         waited = stopwatch()
         for wait in itertools.chain((0, 1, 2), itertools.repeat(5)):
@@ -1973,7 +1970,7 @@ class Pool:
                     log(f'***NOTE - {error}: trying again')
             sleep(wait)
 
-    def guarded(self, method: str, *arguments: Any):
+    def guarded(self, method, *arguments):
         """Call; turn everything that XenAPI and its transport raise into a PoolError."""
         import http.client
         import socket
@@ -2000,25 +1997,25 @@ class Pool:
         what = 'login at ' + self.shown if method == 'login_with_password' else method
         raise PoolError(f'XenAPI {what} failed: {words[:LONGEST_LINE]}', code) from cause
 
-    def records(self, kind: str, method: str = 'get_all_records', *arguments: str):
+    def records(self, kind, method='get_all_records', *arguments):
         """Return the records of a class, by reference. One call."""
         method = f'{kind}.{method}'
         found = checked(method, self.call(method, *arguments), is_record=False)
         return Answer((ref, checked(method, record)) for ref, record in found.items())
 
-    def record(self, kind: str, ref: str):
+    def record(self, kind, ref):
         """Return an object's record, as it is now. One call."""
         method = kind + '.get_record'
         return checked(method, self.call(method, ref))
 
-    def where(self, kind: str, field: str, values: Iterable[str]):
+    def where(self, kind, field, values: Iterable[str]):
         """Return the records with one of these values in a field (xapi: db_filter_parse.mly)."""
         if not values:
             return {}
         return self.records(kind, 'get_all_records_where', ' or '.join(
             f'field "{field}" = "{value}"' for value in values))
 
-    def table(self, kind: str):
+    def table(self, kind):
         """Return all records of a class by reference, read once."""
         with self.lock:
             if kind not in self.tables:
@@ -2044,11 +2041,11 @@ class Pool:
             return vm._replace(record=kept('VM', self.record('VM', vm.ref)))
         raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
 
-    def known(self, kind: str, ref: str, fresh: bool = False):
+    def known(self, kind, ref, fresh=False):
         """Return an object's record, as the table has it, unless it has to be fresh."""
         return not fresh and self.table(kind).get(ref) or self.record(kind, ref)
 
-    def disks(self, vm: Vm, fresh: bool = False):
+    def disks(self, vm: Vm, fresh=False):
         """Return a VM's disks by their devices, no CD drives; two calls for each that is fresh."""
         found = []
         for ref in vm.record['VBDs']:
@@ -2066,7 +2063,7 @@ class Pool:
         return [{**vif, 'network_name_label': self.field('network', vif['network'])}
                 for vif in sorted(vifs, key=lambda vif: vif['device'].zfill(9))]
 
-    def snapshots(self, kind: str, values: Texts, field: str = 'snapshot_of'):
+    def snapshots(self, kind, values: Texts, field='snapshot_of'):
         """Return snapshots of a kind, VM or VDI, with one of the values in a field. One call."""
         return [
             Snapshot(ref, record['uuid'], record['name_label'], record['snapshot_of'],
@@ -2076,14 +2073,14 @@ class Pool:
             for ref, record in self.where(kind, field, values).items() if record['is_a_snapshot']]
 
     @staticmethod
-    def waiting(what: str):
+    def waiting(what):
         """Yield while xapi may be ending what nobody waits for; raise PoolError after a while."""
         for wait in SNAPSHOT_PAUSES + (0,):
             yield
             sleep(wait)
         raise PoolError(what)
 
-    def wait_for_snapshot(self, kind: str, ref: str):
+    def wait_for_snapshot(self, kind, ref):
         """Wait until no snapshot of an object is being made; raise PoolError after a while. xapi
         finishes a snapshot whose client is gone (xapi: xapi_cli.ml). While that waits for another
         operation, up to two hours, only a task tells of it (xapi: helpers.ml, retry)."""
@@ -2098,7 +2095,7 @@ class Pool:
             if not busy:
                 return
 
-    def await_exports(self, kind: str, ref: str):
+    def await_exports(self, kind, ref):
         """Wait for a VM snapshot's exports, which may be anybody's; a disk shows its own."""
         for _ in self.waiting('it is still being exported') if kind == 'VM' else ():
             with suppress(PoolError):                  # removing the snapshot will tell
@@ -2106,7 +2103,7 @@ class Pool:
                     continue
             return
 
-    def holds(self, owners: Records, disks: Iterable[str], mode: str, sure: bool):
+    def holds(self, owners: Records, disks: Iterable[str], mode, sure):
         """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has; what
         uses each, or may do so; and if nothing does (''), whether a transfer has left it, as else
         it is a person's. Four calls where there is one, and two for each."""
@@ -2138,7 +2135,7 @@ class Pool:
             found.append((vbd, user, leaked))
         return found
 
-    def is_of_transfer(self, vbd: Record, mode: str, sure: bool):
+    def is_of_transfer(self, vbd: Record, mode, sure):
         """Return whether a VBD of dom0 is as a transfer makes it (xapi: attach_helpers.ml), in a
         mode (`sure`: nobody else can). It stays if xapi ends meanwhile, or storage keeps the disk.
         Up to xapi 26.15 it names its task; later it shows only, having no metrics, that it is from
@@ -2155,7 +2152,7 @@ class Pool:
                 f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z', vbd['device']))
         return list(vbd['other_config']) == ['task_id']
 
-    def progress(self, word: str, others: Iterable[str] = ()):
+    def progress(self, word, others: Iterable[str] = ()):
         """Return the progress of pending tasks but the others, by reference, that have a word in
         name or description: an exported VM's uuid, `VDI import` (in xapi 25.33.2 and 26.17.0)."""
         with suppress(PoolError):
@@ -2164,7 +2161,7 @@ class Pool:
                     and word in task['name_label'] + task['name_description']}
         return {}
 
-    def is_gone(self, kind: str, uuid: str):
+    def is_gone(self, kind, uuid):
         """Return whether the pool says that there is no such object."""
         try:
             self.call(kind + '.get_by_uuid', uuid)
@@ -2172,14 +2169,14 @@ class Pool:
             return error.code == 'UUID_INVALID'
         return False
 
-    def marked(self, mark: str):
+    def marked(self, mark):
         """Return the VMs, disks and networks that carry a restore's mark. Three calls."""
         return Marked(*(
             {ref: record for ref, record in self.records(kind).items()
              if record['other_config'].get(MARK) == mark
              or record['name_label'] == MARKED.format(mark)} for kind in ('VM', 'VDI', 'network')))
 
-    def field(self, kind: str, ref: str, name: str = 'name_label'):
+    def field(self, kind, ref, name='name_label'):
         """Return a text of an object, usually its name, as the table has it, '' for none."""
         return self.table(kind).get(ref, {}).get(name, '')
 
@@ -2269,7 +2266,7 @@ LACKS = {ENOSPC: 'no space left', EDQUOT: 'quota exceeded',     # where a file c
 LACKED = ['', -1e9]        # type: List[Any]       # what was lacking last, and when
 
 
-def path_part(name: str):
+def path_part(name):
     """Return a VM name as a part of a path, that of no other: slashes and such are encoded as %2F,
     what looks so or, in front, as a directory of ours, too; one too long is cut, with a digest."""
     safe = label_part(name or '\0', '^[.]|(?<=^[.])[.]\\Z|^M(?=ETADATA_)|~(?=[0-9a-f]{8}\\Z)|'
@@ -2282,26 +2279,26 @@ def path_part(name: str):
     return native(safe)
 
 
-def twin_part(name: str, uuid: str):
+def twin_part(name, uuid):
     """Return that of a VM whose name another one has, or had: that of no VM by its name alone."""
     return sub('%7E(?=[0-9a-f]{8}\\Z)', '~', path_part(f'{name}~{uuid:.8}'))
 
 
-def folded(name: str):
+def folded(name):
     """Return a name without what some shares take for no difference: case (SMB, NTFS, APFS), how
     letters are composed (APFS, HFS+, ZFS), dots and blanks at the end (Windows servers)."""
     text = encoded(name).decode('utf-8', 'replace')
     return unicodedata.normalize('NFD', text.casefold()).rstrip('. ')
 
 
-def label_part(text: str, special: str = '[\x00-\x1f\x7f]'):
+def label_part(text, special='[\x00-\x1f\x7f]'):
     """Return text for a snapshot's label: xe would split an argument at a newline and drop a final
     carriage return (xapi: xapi_cli.ml, get_line), so control characters are percent-encoded."""
     return sub(special, lambda found: f'%{ord(found.group()):02X}', text)
 
 
 @contextmanager
-def naming(path: str):
+def naming(path):
     """Have an OSError tell a path, where the system was given a handle."""
     try:
         yield
@@ -2311,7 +2308,7 @@ def naming(path: str):
 
 
 @contextmanager
-def allowing(*numbers: int):
+def allowing(*numbers):
     """Suppress an OSError of one of these numbers."""
     try:
         yield
@@ -2320,7 +2317,7 @@ def allowing(*numbers: int):
             raise
 
 
-def step_down(handle: int, above: str, path: str, inside: bool = True):
+def step_down(handle, above, path, inside=True):
     """Open a directory below an open one, which is closed: through no link, in its file system."""
     for part in filter(None, path[len(above):].split('/')):
         above = join(above, part)
@@ -2338,7 +2335,7 @@ def step_down(handle: int, above: str, path: str, inside: bool = True):
     return handle
 
 
-def open_directory(path: str):
+def open_directory(path):
     """Open a directory; links on its path are followed in this host's own file systems."""
     handle = os.open(path, O_DIRECTORY)
     if os.readlink(f'/proc/self/fd/{handle}') == path or path.startswith('/proc/'):
@@ -2353,7 +2350,7 @@ def open_directory(path: str):
 
 
 @contextmanager
-def folder(path: str):
+def folder(path):
     """Yield a handle of a directory. Below ROOTS no part of its path may be a link, or lie on
     another file system; of one held open, what has its path now does not count. Raise OSError."""
     with HOLDING:
@@ -2372,7 +2369,7 @@ def folder(path: str):
 
 
 @contextmanager
-def place(path: str):
+def place(path):
     """Yield the name of a file and a handle of its directory (see `folder`). Raise OSError."""
     directory, name = split(path)
     with folder(directory) as handle, naming(path):
@@ -2380,14 +2377,14 @@ def place(path: str):
 
 
 @contextmanager
-def handed(path: str):
+def handed(path):
     """Yield a path for a program that makes a file, through our handle (Linux: proc(5), fd)."""
     with place(path) as (name, handle):
         yield f'/proc/{getpid()}/fd/{handle}/{name}'
 
 
 @contextmanager
-def hold(path: str):
+def hold(path):
     """Hold a directory open: what is done below its path meanwhile is done in it. Raise OSError."""
     with folder(path) as handle:
         with HOLDING:
@@ -2401,20 +2398,20 @@ def hold(path: str):
                     del HELD[path]
 
 
-def check_held(path: str):
+def check_held(path):
     """Raise TargetError if a path, or that above, is not what is held open any more; OSError."""
     for each in (dirname(path), path):
         if each in HELD and not samestat(status_of(each), fstat(HELD[each][0])):
             raise TargetError(f'{each} was replaced by another directory meanwhile')
 
 
-def status_of(path: str):
+def status_of(path):
     """Return what lstat(2) tells. Raise OSError."""
     with place(path) as (name, directory):
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
-def is_there(path: str):
+def is_there(path):
     """Tell whether there is a file. Raise OSError, as a share in trouble proves nothing."""
     with suppress(FileNotFoundError):
         status_of(path)
@@ -2422,7 +2419,7 @@ def is_there(path: str):
     return False
 
 
-def names_in(path: str):
+def names_in(path):
     """Return the names in a directory, and if each is a directory and no link. Raise OSError."""
     if path.count('/') > 100:                          # we make three below backup_dir
         raise OSError(ELOOP, 'lies too deep in other directories', path)
@@ -2431,7 +2428,7 @@ def names_in(path: str):
         return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
 
 
-def is_dropped(path: str):
+def is_dropped(path):
     """Tell whether a NAS or such dropped that; ._NAME has to be an AppleDouble file, or empty."""
     if not basename(path).startswith('._'):
         return bool(DROPPED.search(basename(path)))
@@ -2444,7 +2441,7 @@ def is_dropped(path: str):
         return False
 
 
-def sift(path: str, is_ours: Callable, part: str = ''):
+def sift(path, is_ours: Callable, part=''):
     """Yield what is in a directory; 'ours' is told by the path from there. Archives and images come
     first, what is in a directory of ours before it; one with something of a person in it counts for
     nothing itself, and nobody looks into others. Raise OSError."""
@@ -2463,7 +2460,7 @@ def sift(path: str, is_ours: Callable, part: str = ''):
             yield each, found[name], whose
 
 
-def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 1):
+def open_file(path, flags=O_RDONLY, mode=0o600, names=1):
     """Open a file, or make it if the flags say so and it is missing. Raise OSError for a link, a
     file with more names (it may be anybody's), a pipe, a device: those are not even opened."""
     with place(path) as (name, directory):
@@ -2487,24 +2484,24 @@ def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 
             os.close(handle)
 
 
-def create(path: str):
+def create(path):
     """Make a file that only its owner may read; return it, open to be written. Raise OSError."""
     return open(open_file(path, O_WRONLY | O_CREAT | O_EXCL), 'wb')
 
 
-def reading(path: str):
+def reading(path):
     """Return a file, open to be read without a buffer. Raise OSError."""
     return open(open_file(path), 'rb', buffering=0)
 
 
-def load(path: str, limit: int = LONGEST_RECORD, names: int = 1):
+def load(path, limit=LONGEST_RECORD, names=1):
     """Return what a file on the share holds, so many bytes at most. Raise OSError."""
     with naming(path), open(open_file(path, names=names), 'rb') as stream:
         return stream.read(limit)
 
 
 @contextmanager
-def new_file(path: str):
+def new_file(path):
     """Yield a file that is to be written; when all went well it is forced onto stable storage and
     gets its name, if that is still free. Until then its name ends in .partial. Raise OSError."""
     temporary = path + PARTIAL
@@ -2524,7 +2521,7 @@ def new_file(path: str):
             remove(temporary)
 
 
-def write_sparse(stream: Any, pieces: Iterable):
+def write_sparse(stream, pieces: Iterable):
     """Write pieces of a disk, each at its place, the last of which is empty and at the disk's end;
     where all is zeros nothing is written. Raise OSError."""
     for begin, data in pieces:
@@ -2536,7 +2533,7 @@ def write_sparse(stream: Any, pieces: Iterable):
     stream.truncate(begin)
 
 
-def make_directory(path: str, mode: int = 0o700):
+def make_directory(path, mode=0o700):
     """Make a missing directory, none above, on stable storage; return if it was. Raise OSError."""
     with suppress(FileExistsError), place(path) as (name, directory):
         os.mkdir(name, mode, dir_fd=directory)
@@ -2545,7 +2542,7 @@ def make_directory(path: str, mode: int = 0o700):
     return False
 
 
-def rename(path: str, name: str):
+def rename(path, name):
     """Give a file or directory another name, on stable storage; return its path. Raise OSError."""
     with place(path) as (old, directory):
         os.rename(old, name, src_dir_fd=directory, dst_dir_fd=directory)
@@ -2553,13 +2550,13 @@ def rename(path: str, name: str):
     return join(dirname(path), name)
 
 
-def remove(path: str, is_directory: bool = False):
+def remove(path, is_directory=False):
     """Delete a file, or an empty directory, if no other run has done so. Raise OSError."""
     with suppress(FileNotFoundError), place(path) as (name, directory):
         (os.rmdir if is_directory else os.unlink)(name, dir_fd=directory)
 
 
-def remove_all(path: str, is_directory: bool):
+def remove_all(path, is_directory):
     """Delete a file, or a directory with all that is in it, through no link. Raise OSError."""
     with suppress(FileNotFoundError):                  # a NAS tidies up, too
         for name, is_one in names_in(path).items() if is_directory else ():
@@ -2567,13 +2564,13 @@ def remove_all(path: str, is_directory: bool):
     remove(path, is_directory)
 
 
-def room_in(path: str):
+def room_in(path):
     """Return the bytes of a directory's file system, and those that are free. Raise OSError."""
     found = os.statvfs(path)
     return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
 
-def reason_of(error: BaseException, need: str = ''):
+def reason_of(error: BaseException, need=''):
     """Return why something failed: where a file found no room, what is used up, and the `need`."""
     lack = LACKS.get(getattr(error, 'errno', 0))
     if lack and error.filename:
@@ -2587,7 +2584,7 @@ def reason_of(error: BaseException, need: str = ''):
     return getattr(error, 'strerror', '') or str(error)
 
 
-def explain(error: BaseException, need: str = ''):
+def explain(error: BaseException, need=''):
     """Return the sentence for what ended something (see reason_of); log a bug's traceback."""
     if isinstance(error, OSError) and error.filename and error.errno not in LACKS:
         return f'cannot access {error.filename}: {reason_of(error)}'
@@ -2598,7 +2595,7 @@ def explain(error: BaseException, need: str = ''):
     return reason_of(error, need)
 
 
-def try_growing(path: str, need: str):
+def try_growing(path, need):
     """Write more to a file, and remove it. Raise TargetError if that fails: a quota shows so."""
     try:
         with naming(path), open(open_file(path, O_WRONLY | O_CREAT | O_DSYNC), 'ab') as stream:
@@ -2613,7 +2610,7 @@ def try_growing(path: str, need: str):
 
 
 @contextmanager
-def blaming_room(path: str, need: str = ''):
+def blaming_room(path, need=''):
     """Have what fails begin with why a file cannot be written, if so, as xe never tells of a full
     disk (recorded from xapi 25.6.0: ECONNRESET, EPIPE, VDI_IO_ERROR). The file is removed."""
     try:
@@ -2629,7 +2626,7 @@ def blaming_room(path: str, need: str = ''):
         raise
 
 
-def size_of(path: str):
+def size_of(path):
     """Return the bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
     with suppress(FileNotFoundError, NotADirectoryError):
         status = status_of(path)
@@ -2637,7 +2634,7 @@ def size_of(path: str):
     return 0
 
 
-def occupied(path: str):
+def occupied(path):
     """Return the bytes that a file, if it is there, takes on disk, where it may be sparse."""
     with suppress(FileNotFoundError):
         found = status_of(path)
@@ -2645,7 +2642,7 @@ def occupied(path: str):
     return 0
 
 
-def written(path: str):
+def written(path):
     """Return the bytes of a file that a command should have written; else raise CommandFailed."""
     size = size_of(path)
     if not size:
@@ -2653,13 +2650,13 @@ def written(path: str):
     return size
 
 
-def force(file: Any):
+def force(file):
     """Force an open file, or a handle, onto stable storage, as far as its file system can."""
     with allowing(EINVAL, ENOTSUP, EROFS):             # it has no such call, or nothing to write
         os.fsync(file)
 
 
-def sync(path: str):
+def sync(path):
     """Force a file onto stable storage; the system need not keep it in memory. Raise OSError."""
     with naming(path), reading(path) as stream:
         force(stream)
@@ -2667,7 +2664,7 @@ def sync(path: str):
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def sync_directory(path: str):
+def sync_directory(path):
     """Force a directory onto stable storage. Raise OSError."""
     with naming(path), folder(path) as handle:
         force(handle)
@@ -2678,7 +2675,7 @@ def random_digits():
     return os.urandom(16).hex()
 
 
-def write_whole(path: str, data: bytes, alone: str = ''):
+def write_whole(path, data, alone=''):
     """Write a file for its owner, whole or not at all, onto stable storage; `alone`: what its name
     has meanwhile where nobody else writes it, so that a kill leaves one at most. Raise OSError."""
     temporary = f'{path}.{alone or random_digits()}{NEW}'
@@ -2699,7 +2696,7 @@ def write_whole(path: str, data: bytes, alone: str = ''):
         raise
 
 
-def write_json(path: str, value: Any):
+def write_json(path, value):
     """Write a value as JSON (see `write_whole`)."""
     write_whole(path, encoded(as_json(value)))
 
@@ -2717,7 +2714,7 @@ def run_create_password_file(line: CommandLine):
     return SUCCESS.status
 
 
-def refuse_mounts(path: str):
+def refuse_mounts(path):
     """Raise TargetError if another file system is mounted somewhere in a directory."""
     real = realpath(path)
     for point in mount_points():
@@ -2725,13 +2722,13 @@ def refuse_mounts(path: str):
             raise TargetError(f'another file system is mounted at {point}')
 
 
-def dated(pattern: str, when: datetime):
+def dated(pattern, when: datetime):
     """Return the name that a pattern of directory_pattern's kind makes of a time."""
     # On 3.6 strftime takes ASCII under LANG=C.
     return sub('%[YmdHMS]', lambda found: when.strftime(found.group()), pattern)
 
 
-def process(number: str = 'self'):
+def process(number='self'):
     """Return a process's number, of ours by default, and when it began, '' for none (proc(5))."""
     with suppress(OSError):
         number, _, more = decoded(read_file(f'/proc/{number}/stat', 4096)).partition(' ')
@@ -2739,7 +2736,7 @@ def process(number: str = 'self'):
     return ''
 
 
-def note_of(path: str):
+def note_of(path):
     """Return the path of this host's own note of a record. Raise OSError if others can write it."""
     import hashlib
     directory = os.environ.get('VMBACKUP_STATE') or STATE
@@ -2762,7 +2759,7 @@ def own_pool():
     return ''
 
 
-def programs_with(word: str, variable: str = ''):
+def programs_with(word, variable=''):
     """Yield processes with a word in their arguments, NAME=TEXT and a NUL in their environment."""
     for number in filter(str.isdigit, os.listdir('/proc')):
         with suppress(OSError):                        # it has ended
@@ -2832,7 +2829,7 @@ class LastRun(NamedTuple):
     damaged = 'the record of a run in backup_dir is damaged (delete .run-*.json there)'
 
 
-def parse_record(kind: Any, data: bytes):
+def parse_record(kind, data):
     """Return the record of such a kind that a file holds; raise TargetError if it holds none."""
     with suppress(ValueError, TypeError):
         told = parse_json(data.partition(b'\ncomplete')[0])    # see mark_complete
@@ -2843,14 +2840,14 @@ def parse_record(kind: Any, data: bytes):
     raise TargetError(kind.damaged)
 
 
-def read_record(kind: Any, path: str, data: bytes):
+def read_record(kind, path, data):
     """Return what this host noted of a record or else its file holds; raise TargetError if none."""
     with suppress(OSError, TargetError):
         return parse_record(kind, load(note_of(path)))._replace(noted=True)
     return parse_record(kind, data)._replace(noted=False)
 
 
-def is_in_work(record: Any, elsewhere: Callable = lambda record: True):
+def is_in_work(record, elsewhere: Callable = lambda record: True):
     """Return whether a record's process may go on; `elsewhere` tells that of another host's."""
     if record.host != this_host():
         return elsewhere(record)
@@ -2892,12 +2889,12 @@ PROVED = {                 # from least to most
     'checksums': 'all checksums match'}
 
 
-def as_size(value: Any):
+def as_size(value):
     """Return bytes in a record, also in text; None for what is no number of less than 9 EB."""
     return int(value) if match(r'[0-8]?[0-9]{1,18}\Z', str(value)) else None
 
 
-def value_in(document: Record, key: str, default: Any = ''):
+def value_in(document: Record, key, default=''):
     """Return a value in a document if it is of the default's class, else the default."""
     found = document.get(key)
     return found if isinstance(found, type(default)) else default
@@ -2908,13 +2905,13 @@ def uuid_and_device(disk: Record):
     return value_in(disk, 'uuid'), value_in(disk, 'device')
 
 
-def items_in(document: Record, key: str, kind: type):
+def items_in(document: Record, key, kind: type):
     """Return what a list in a document has of a class, None without a list."""
     found = document.get(key)
     return [each for each in found if isinstance(each, kind)] if isinstance(found, list) else None
 
 
-def as_time(text: Any):
+def as_time(text):
     """Return a text that is a time, as iso() writes it; None for all else."""
     with suppress(ValueError, TypeError):
         seconds_of(text)
@@ -2968,7 +2965,7 @@ class Manifest(NamedTuple):
         return [uuid_and_device(disk) for disk in self.disks + self.left_out
                 if value_in(disk, 'why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
 
-    def disk(self, name: str):
+    def disk(self, name):
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
         for disk in self.disks:
             if folded(plain_name(value_in(disk, 'file'))) == folded(plain_name(name)):
@@ -3009,7 +3006,7 @@ def manifest_of(document: Record):
         value_in(verified, 'digests', {}), bool(document))
 
 
-def document_in(directory: str):
+def document_in(directory):
     """Return all that a backup's manifest tells, {} for none or a damaged one. Raise OSError."""
     with allowing(ENOENT, EINVAL), suppress(ValueError):
         document = parse_json(load(f'{directory}/{MANIFEST}'))
@@ -3036,11 +3033,11 @@ class Backup(NamedTuple):
         status_of(self.path)
         return False
 
-    def file(self, name: str):
+    def file(self, name):
         """Return the path of a file in it."""
         return f'{self.path}/{name}'
 
-    def told(self, file: str, key: str):
+    def told(self, file, key):
         """Return a value that a .cfg file in it has, '' if there is none."""
         with suppress(OSError):
             for value in findall(f'^{key}=(.*)$', decoded(load(self.file(file))), MULTILINE):
@@ -3086,7 +3083,7 @@ class Backup(NamedTuple):
                 raise Damaged(f'{name} is missing')
         return found
 
-    def disk_size(self, name: str):
+    def disk_size(self, name):
         """Return the bytes of an image's disk by the manifest or, for 3.25's, vdi.cfg of xvda."""
         return as_size(self.manifest.disk(name).get('virtual_size') if self.manifest.known else
                        self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
@@ -3120,7 +3117,7 @@ class Backup(NamedTuple):
         return None
 
 
-def read_backup(path: str, date: Optional[datetime]):
+def read_backup(path, date: Optional[datetime]):
     """Read a directory; `date`: what its name stands for. Raise FileNotFoundError."""
     when = 0.0
     started = None             # type: Time
@@ -3169,7 +3166,7 @@ def of_own_pool(backups: Sequence[Backup]):
     return [backup for backup in backups if pool and backup.manifest.pool in ('', pool)] or backups
 
 
-def run_name(config: str, only: str = ''):
+def run_name(config, only=''):
     """Return the name, less its ending, of the record of runs of a config on this host."""
     import hashlib
     host = this_host()
@@ -3182,7 +3179,7 @@ def run_name(config: str, only: str = ''):
 class History:
     """The directory of one VM, and its backups."""
 
-    def __init__(self, directory: str, patterns: Texts):
+    def __init__(self, directory, patterns: Texts):
         self.directory = directory
         self.patterns = patterns
         self.listed = None     # type: Optional[List[str]]
@@ -3209,7 +3206,7 @@ class History:
                 self.listed = []
         return self.listed
 
-    def date_of(self, name: str):
+    def date_of(self, name):
         """Return the time that a directory's name stands for, None if it is not one of ours."""
         for pattern in self.patterns:
             with suppress(ValueError):
@@ -3219,7 +3216,7 @@ class History:
                     return when
         return None
 
-    def backups(self, renamed: bool = False):
+    def backups(self, renamed=False):
         """Read the dated directories, or all; return them, oldest first: by number or by time."""
         dates = {name: self.date_of(name) for name in self.names()}
         names = [name for name in dates if dates[name] or renamed and not name.startswith('.')]
@@ -3236,7 +3233,7 @@ class History:
         others = found[:len(found) - len(numbered)]
         return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
 
-    def completed(self, renamed: bool = False):
+    def completed(self, renamed=False):
         """Return the completed backups of these. What cannot be read is none of them."""
         return [backup for backup in self.backups(renamed) if backup.outcome in COMPLETE]
 
@@ -3251,7 +3248,7 @@ class History:
                       key=lambda each: each.path if each.outcome in NO_BACKUP else '')
 
     def judged(self, policy: Dict[str, int], owner: Manifest, disks: DiskIds = (),
-               new: Optional[Aged] = None, path: str = ''):
+               new: Optional[Aged] = None, path=''):
         """Return why each of the owner's backups is kept, also beside a new one at that path. Till
         it has one, the last sound one and what is newer have to stay, and are left out. `disks`:
         those of the VM, by default as its newest backup that tells of any has them."""
@@ -3336,7 +3333,7 @@ class History:
                     yield path
 
 
-def mount_of(path: str, require_mount: str, place: str = 'path'):
+def mount_of(path, require_mount, place='path'):
     """Return where what holds a place of backups is mounted. Raise TargetError if nothing is where
     it should be: by FSTAB ('auto'), or at all but for the root file system ('yes')."""
     real = realpath(path)
@@ -3352,7 +3349,7 @@ def mount_of(path: str, require_mount: str, place: str = 'path'):
 
 
 @contextmanager
-def telling_trouble(path: str, place: str = 'path'):
+def telling_trouble(path, place='path'):
     """Have an OSError tell what is wrong with a place of backups, and what to do: TargetError."""
     try:
         yield
@@ -3365,7 +3362,7 @@ def telling_trouble(path: str, place: str = 'path'):
         raise TargetError(f'{place} {wrong} -> {path} ({advice})')
 
 
-def refuse_missing(word: str, wanted: str = 'file or directory'):
+def refuse_missing(word, wanted='file or directory'):
     """Raise UsageError for a path where none is; TargetError if its share is not mounted."""
     mount_of(abspath(native(word)), 'auto')
     raise UsageError(f'no such {wanted}: {word}')
@@ -3383,13 +3380,13 @@ class Catalogue:
         self.set_root(config.settings.backup_dir)
         self.patterns = [config.settings.backup_dir_pattern, DEFAULT_PATTERN]
 
-    def set_root(self, path: str):
+    def set_root(self, path):
         """Have a directory as backup_dir: below it, not in its own path, no link is followed."""
         ROOTS.discard(self.root)
         self.root = path
         ROOTS.add(path)
 
-    def check(self, writing: bool = True):
+    def check(self, writing=True):
         """Raise TargetError if backups cannot be read or, as far as can be seen, written here."""
         def look():
             self.mounted = mount_of(self.root, self.config.settings.require_mount, BACKUP_DIR)
@@ -3408,7 +3405,7 @@ class Catalogue:
             raise TargetError(f'backup_dir holds no backup at all -> {self.root} (is it mounted?)')
         return found
 
-    def history(self, directory: str):
+    def history(self, directory):
         """Return the backups in a directory, of backup_dir if it is a mere name."""
         return History(join(self.root, directory), self.patterns)
 
@@ -3419,7 +3416,7 @@ class Catalogue:
         return [history for history in found       # a VM may be called #recycle
                 if not DROPPED.search(basename(history.directory)) or history.holds_any()]
 
-    def backup(self, path: str):
+    def backup(self, path):
         """Read a directory, wherever it is. Raise OSError if it is gone."""
         return read_backup(path, self.history(dirname(path)).date_of(basename(path)))
 
@@ -3436,7 +3433,7 @@ class Catalogue:
         return {name[:-5]: parse_record(LastRun, load(f'{self.root}/{name}'))
                 for name in names_in(self.root) if match(r'\.run-.*\.json\Z', name)}
 
-    def leftovers(self, histories: Sequence[History], patience: float):
+    def leftovers(self, histories: Sequence[History], patience):
         """Return paths of records that are damaged, or whose process has gone (on another host:
         after so many seconds), by what settles them. Lock nothing. Raise TargetError, OSError."""
         records = [(Intent, backup.file(INTENT)) for history in histories
@@ -3460,13 +3457,13 @@ class Catalogue:
         return left
 
 
-def dumps_in(directory: str, ending: str = ''):
+def dumps_in(directory, ending=''):
     """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
     return sorted(join(directory, name) for name in names_in(directory)
                   if match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump' + ending + r'\Z', name))
 
 
-def select_histories(found: Sequence[History], config: Config, keep: int = 1):
+def select_histories(found: Sequence[History], config: Config, keep=1):
     """Choose of those with backups or failures' records; say what was not found."""
     vms = [history.owner() for history in found if history.holds_any()]
     rules = config.rules
@@ -3497,14 +3494,14 @@ def add_to_manifest(backup: Backup, **results: Record):
         write_json(backup.file(MANIFEST), dict(document, **results))
 
 
-def note(path: str, record: Any):
+def note(path, record):
     """Note a record on the share, with its path there, on this host, if that can be done."""
     with suppress(OSError):
         prepare_notes()
         write_json(note_of(path), record._asdict())
 
 
-def drop_record(path: str):
+def drop_record(path):
     """Delete a record, and this host's note of it: nothing of ours is left in the pool."""
     bounded('the share', remove, path)
     with suppress(OSError):
@@ -3525,7 +3522,7 @@ def set_intent(backup: Backup, intent: Intent):
     bounded('the share', write_json, backup.file(INTENT), intent._asdict())
 
 
-def finish_deleting(path: str):
+def finish_deleting(path):
     """Go on deleting. What has something of a person in it gets its own name back, and that is
     told; what is protected by now, too, and False is returned. Raise TargetError, OSError."""
     name = basename(path)[len(DELETING):]
@@ -3555,7 +3552,7 @@ def finish_deleting(path: str):
 class NewBackup(Backup):
     """A backup that is being made."""
 
-    def write(self, text: str, *parts: str):
+    def write(self, text, *parts):
         """Write a text file in it, or in a directory that is made in it; a part may be any name."""
         path = self.file('/'.join(map(path_part, parts)))
         if parts[1:]:
@@ -3563,7 +3560,7 @@ class NewBackup(Backup):
         with naming(path), create(path) as stream:
             stream.write(encoded(text))
 
-    def complete(self, document: Record, large: bool):
+    def complete(self, document: Record, large):
         """Make it count as a backup: sync all, then write the marker, last. Return its files."""
         sizes = {}             # type: Sizes
         for name in sorted({*self.files()} - {INTENT}):
@@ -3611,7 +3608,7 @@ class Store(Catalogue):
             make_directory(f'{history.directory}/{CLAIM}{vm.uuid}')
         return history
 
-    def begin(self, history: History, when: datetime, mark: str = ''):
+    def begin(self, history: History, when: datetime, mark=''):
         """Make a new dated directory, a few seconds later where that one exists; `mark`: what its
         name begins with."""
         make_directory(history.directory)
@@ -3657,7 +3654,7 @@ class Store(Catalogue):
                 f'backup_dir {self.root}', realpath, self.root)):
             raise TargetError(f'backup_dir {self.root} is no longer mounted at {self.mounted}')
 
-    def check_room(self, least: str, last: int, gain: int):
+    def check_room(self, least, last, gain):
         """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
         total, free = room_in(self.root)
         free += gain
@@ -3671,12 +3668,12 @@ class Store(Catalogue):
                 human_size(free), human_size(total), self.root,
                 ' and '.join(filter(wanted.get, wanted))))
 
-    def lock_of(self, directory: str):
+    def lock_of(self, directory):
         """Return the path of the lock of a directory in backup_dir, or of a run."""
         return '{}/{}/{}.lock'.format(self.root, LOCKS, basename(directory).rstrip('. '))
 
     @contextmanager
-    def locked(self, directory: str, patience: float):
+    def locked(self, directory, patience):
         """Hold the lock of a directory in backup_dir. Raise BackupFailed if another run has it."""
         self.check_mounted()
         path = self.lock_of(directory)
@@ -3694,7 +3691,7 @@ class Store(Catalogue):
             yield
 
     @contextmanager
-    def lockable(self, path: str, flags: int = 0, names: int = 1):
+    def lockable(self, path, flags=0, names=1):
         """Open a file for `lock`; yield its handle, with which the lock goes. Raise OSError."""
         handle = open_file(path, O_RDWR | flags, names=names)
         try:
@@ -3703,7 +3700,7 @@ class Store(Catalogue):
             with suppress(TargetError, OSError):
                 bounded('the share', os.close, handle)
 
-    def lock(self, path: str, handle: int):
+    def lock(self, path, handle):
         """Try to lock a file; False if another has: EAGAIN or, on CIFS and old NFS, EACCES, as if
         forbidden: so we first try one that nobody has (flock(2)). Raise TargetError, OSError."""
         error = None if self.no_locking else self.try_locking(handle)
@@ -3720,7 +3717,7 @@ class Store(Catalogue):
             raise TargetError(f'cannot lock {path}: {reason_of(error)}')
         return not error or bool(self.no_locking)
 
-    def try_locking(self, handle: int):
+    def try_locking(self, handle):
         """Lock a file; return why not."""
         try:
             bounded('its lock', fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -3729,13 +3726,13 @@ class Store(Catalogue):
         self.no_locking = ''
         return None
 
-    def write_run(self, name: str, run: LastRun):
+    def write_run(self, name, run: LastRun):
         """Record a run, on stable storage. Raise TargetError, OSError."""
         self.check_mounted()
         bounded('the share', write_whole, f'{self.root}/{name}.json',
                 encoded(as_json(run._asdict())), 'its')
 
-    def is_locked(self, directory: str):
+    def is_locked(self, directory):
         """Return whether a run holds that lock, None where nothing tells."""
         with suppress(OSError), self.lockable(self.lock_of(directory)) as handle:
             try:
@@ -3745,13 +3742,13 @@ class Store(Catalogue):
                 return True
         return None
 
-    def goes_on(self, name: str, run: LastRun):
+    def goes_on(self, name, run: LastRun):
         """Return whether a run without an end is at work, by its lock or else by its process."""
         locked = self.is_locked(name)
         return is_in_work(run) if locked is None else locked
 
     @contextmanager
-    def restoring(self, pool: str, name: str, since: str):
+    def restoring(self, pool, name, since):
         """Record and lock a restore until it is dropped; without a path where that fails."""
         record = Restoring(random_digits(), pool, name, since, this_host(), process())
         path = join(self.root, RESTORING.format(record.mark))
@@ -3774,7 +3771,7 @@ class Store(Catalogue):
             yield record
 
     @contextmanager
-    def taken(self, path: str):
+    def taken(self, path):
         """Lock and read a dead restore's record; None if it goes on. Raise TargetError, OSError."""
         with ExitStack() as stack:
             record = None      # type: Optional[Restoring]
@@ -3784,7 +3781,7 @@ class Store(Catalogue):
                     record = self.dead_restore(path, pread(handle, LONGEST_RECORD, 0))
             yield record
 
-    def dead_restore(self, path: str, data: bytes):
+    def dead_restore(self, path, data):
         """Return the record of a restore; None if it goes on or has made nothing."""
         try:
             record = read_record(Restoring, path, data)
@@ -3813,7 +3810,7 @@ def host_store():
 
 
 @contextmanager
-def new_pool_dump(directory: str):
+def new_pool_dump(directory):
     """Yield the path of a new dump of the pool database, to be written under that name with
     PARTIAL, which a failure removes. Raise CommandFailed if it is missing or empty, OSError."""
     make_directory(directory)
@@ -3835,7 +3832,7 @@ def new_pool_dump(directory: str):
             remove(partial)
 
 
-def prune_pool_dumps(newest: str, keep: int):
+def prune_pool_dumps(newest, keep):
     """Delete the oldest dumps beyond `keep` (0: none), return them; delete what kills left."""
     old = sorted(dumps_in(dirname(newest)), key=lambda path: path == newest)[:-keep]
     for path in old + dumps_in(dirname(newest), PARTIAL):
@@ -3843,7 +3840,7 @@ def prune_pool_dumps(newest: str, keep: int):
     return old
 
 
-def kind_of(path: str):
+def kind_of(path):
     """Return what a path is: file, backup, history (one VM's), store (all), ''; or TargetError."""
     with telling_trouble(path), allowing(ENOENT, ENOTDIR, ENAMETOOLONG):
         history = History(path, [DEFAULT_PATTERN])
@@ -3853,7 +3850,7 @@ def kind_of(path: str):
     return 'file' if exists(path) else ''
 
 
-def root_of(path: str, kind: str):
+def root_of(path, kind):
     """Return what counts as backup_dir for a path of that kind, on its file system."""
     if kind == 'file':
         return root_of(dirname(path), kind_of(dirname(path)))
@@ -3949,13 +3946,13 @@ def damaged_if_malformed():
         raise Damaged(f'it is not as xapi writes it: {error}')
 
 
-def parse_xml(pieces: Iterable[bytes], root: str, unpacker: Any = None):
+def parse_xml(pieces: Iterable[bytes], root, unpacker=None):
     """Parse XML with that outermost element; an unpacker gets all of it. Raise Damaged for what
     takes memory or time without end. expat stops only at the end of a piece: those are small."""
     parser = ParserCreate()
     depth, last, size = 0, b'', 0
 
-    def start(name: str, attributes: Any):
+    def start(name, attributes):
         nonlocal depth, size
         if not depth and name != root:
             raise Damaged(f'its outermost element is {name}, not {root}')
@@ -3966,7 +3963,7 @@ def parse_xml(pieces: Iterable[bytes], root: str, unpacker: Any = None):
         if unpacker:
             unpacker.start(name, attributes)
 
-    def stop(name: str):
+    def stop(name):
         nonlocal depth
         depth -= 1
         if unpacker:
@@ -3983,7 +3980,7 @@ def parse_xml(pieces: Iterable[bytes], root: str, unpacker: Any = None):
     parser.Parse(b'', True)
 
 
-def xmlrpc_value(ova: bytes):
+def xmlrpc_value(ova):
     """Return what an ova.xml holds, within damaged_if_malformed; numbers stay text, as in it."""
     import xmlrpc.client
     unpacker = xmlrpc.client.Unmarshaller()    # type: Any
@@ -3996,7 +3993,7 @@ def xmlrpc_value(ova: bytes):
     return unpacker.close()[0]
 
 
-def ova_objects(ova: bytes):
+def ova_objects(ova):
     """Return an ova.xml's records by class and id, within damaged_if_malformed."""
     document = xmlrpc_value(ova)
     version = document['version']['export_vsn']
@@ -4032,7 +4029,7 @@ class ArchivedVm(NamedTuple):
     seed: str                  # of which MAC addresses are made
 
 
-def archived_vm(ova: bytes):
+def archived_vm(ova):
     """Return the VM of an ova.xml, the only one, with what its archive has to hold."""
     with damaged_if_malformed():
         objects = ova_objects(ova)
@@ -4067,7 +4064,7 @@ class Reader:
     at = 0                     # bytes so far
     place = 0                  # bytes of the file as it is, when `position` has last looked
 
-    def __init__(self, handle: int, plain: bool = False):
+    def __init__(self, handle, plain=False):
         import hashlib
         self.handle = handle
         self.digest = hashlib.sha256()
@@ -4079,7 +4076,7 @@ class Reader:
         if self.packed:
             self.stream = Filter(packing_command(compression, undo=True), handle)
 
-    def more(self, view: memoryview):
+    def more(self, view):
         """Fill a buffer as far as the file goes; return how far. Raise Damaged, CommandFailed."""
         done = 0
         got = 1
@@ -4095,7 +4092,7 @@ class Reader:
             raise Damaged(f'{where}{reason_of(error)} at byte {self.at} of its content')
         return done
 
-    def fill(self, view: memoryview):
+    def fill(self, view):
         """Fill a buffer with what comes next; raise Damaged if the file ends before."""
         if self.more(view) < len(view):
             raise Damaged(f'it ends at byte {self.at}, in {self.where}')
@@ -4131,7 +4128,7 @@ class Reader:
         self.handle = -1
         self.stream.close()
 
-    def proof(self, proved: str, vm: str = ''):
+    def proof(self, proved, vm=''):
         """Return the proof that all was read."""
         return Proof(proved, self.digest.hexdigest(), self.at, vm)
 
@@ -4141,7 +4138,7 @@ class Reader:
         self.digest.update(view)
         return view
 
-    def take(self, offset: int, size: int, what: str):
+    def take(self, offset, size, what):
         """Read on to where something has to be; return so many bytes of it."""
         if offset < self.at:
             raise Damaged(f'{what}, at byte {offset}, is not behind what xapi writes before it')
@@ -4241,11 +4238,11 @@ class ArchiveReader(Reader):
             proved = 'restorable'
         return self.proof(proved, vm.uuid)
 
-    def fault(self, text: str, back: int = BLOCK):
+    def fault(self, text, back=BLOCK):
         """Return an error so many bytes before the place where we are."""
         return Damaged(f'{self.where}, byte {self.at - back}: {printable(text)}')
 
-    def check_padding(self, padding: Any):
+    def check_padding(self, padding):
         """Raise Damaged if what fills up a member, and was read last, is anything but zeros."""
         if any(padding):
             raise self.fault('something between its end and the next header', len(padding))
@@ -4263,7 +4260,7 @@ class ArchiveReader(Reader):
             raise self.fault('a member of an unknown kind')
         return found.name, found.size
 
-    def disk(self, wanted: str, passing: bool = False):
+    def disk(self, wanted, passing=False):
         """Yield the chunks of the disk of that id (see `chunks`), then its size, and nothing. The
         disks in front of it, and if `passing` its own data, are passed over."""
         for disk in archived_vm(self.read_ova()).disks:
@@ -4274,7 +4271,7 @@ class ArchiveReader(Reader):
                 yield disk.size, b''
                 break
 
-    def chunks(self, disk: ArchivedDisk, passing: bool = False):
+    def chunks(self, disk: ArchivedDisk, passing=False):
         """Yield where each chunk of a disk is, and its data, if not `passing` read and checked.
         Chunks of zeros are left out, but never the first and the last; an empty one, which keeps a
         connection alive, takes up a number. What is left out counts as whole chunks; an import
@@ -4303,7 +4300,7 @@ class ArchiveReader(Reader):
             expected = number + 1
             offset += size
 
-    def read_chunk(self, name: str, size: int, passing: bool = False):
+    def read_chunk(self, name, size, passing=False):
         """Read a chunk into the buffer, its checksum, whose blocks are returned, and a header; if
         `passing` the data is not looked at and, where the file is not compressed, not read."""
         end = rounded_up(size)
@@ -4335,23 +4332,23 @@ class ArchiveReader(Reader):
         return head, block
 
 
-def rounded_up(size: int, unit: int = BLOCK):
+def rounded_up(size, unit=BLOCK):
     """Return the bytes of as many whole units as a size takes."""
     return size + -size % unit
 
 
-def inverted(data: bytes, at: int):
+def inverted(data, at):
     """Return the checksum of a VHD's footer or header, whose own field is there."""
     return ~(sum(data) - sum(data[at:at + 4])) & 0xffffffff
 
 
-def zeros(size: int):
+def zeros(size):
     """Yield so many bytes of zeros."""
     for offset in range(0, size, CHUNK):
         yield bytes(min(CHUNK, size - offset))
 
 
-def disk_in(form: str, reader: Any, size: Size = None, wanted: str = ''):
+def disk_in(form, reader, size: Size = None, wanted=''):
     """Yield where each piece of a disk is on it, and its data, at last its size and nothing: of an
     image, of such a size if that is known, or of an archive the disk of that id. Raise Damaged."""
     if form == '.xva':
@@ -4369,7 +4366,7 @@ def disk_in(form: str, reader: Any, size: Size = None, wanted: str = ''):
         yield reader.at, b''
 
 
-def read_form(form: str, reader: Any, size: Size):
+def read_form(form, reader, size: Size):
     """Read a file of one of FORMS; `size` is that of its disk, if known. Raise Damaged, OSError."""
     if form == '.xva':
         return reader.read()
@@ -4384,13 +4381,13 @@ def read_form(form: str, reader: Any, size: Size):
     return reader.proof('structure')
 
 
-def form_of(name: str):
+def form_of(name):
     """Return what a file's name tells of its content: one of FORMS, or ''."""
     form = splitext(plain_name(name).replace(PARTIAL, ''))[1]
     return form if form in FORMS else ''
 
 
-def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts):
+def rewrite_for_import(ova, name, mark, moved: Texts):
     """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
     ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
     (xapi: import.ml). The ids of disks that are moved begin with LAST. Raise Damaged."""
@@ -4416,7 +4413,7 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts):
     return encoded(value.replace('\r', '&#13;'))       # XML reads a bare one as a line feed
 
 
-def tar_header(head: bytes):
+def tar_header(head):
     """Return a tar header that was changed with its checksum (ocaml-tar: lib/tar.ml)."""
     new = bytearray(head)
     new[148:156] = b' ' * 8
@@ -4425,7 +4422,7 @@ def tar_header(head: bytes):
 
 
 @contextmanager
-def opened(path: str, form: str):
+def opened(path, form):
     """Yield the Reader of a file, which unpacks all but images; if that is Damaged, say why."""
     kind = ArchiveReader if form == '.xva' else Reader
     with reading(path) as stream, closing(
@@ -4436,7 +4433,7 @@ def opened(path: str, form: str):
             raise Damaged(f'{error}{reader.failed_export()}')
 
 
-def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]):
+def archive_for_import(path, name, mark, readers: List[Reader]):
     """Yield an archive, uncompressed, with its ova.xml rewritten, and first disks below 1 MiB,
     which an import refuses (see `read_disk`), at the end, with ids that say so. Two blocks of
     zeros end it: an import reads none (xapi: stream_vdi.ml, recv_all_vdi)."""
@@ -4477,7 +4474,7 @@ def continuous(pieces: Located):
         at = begin + len(data)
 
 
-def disk_pieces(path: str, form: str, size: int, whole: int, wanted: str):
+def disk_pieces(path, form, size, whole, wanted):
     """Yield disk_in, and zeros up to the new one's size (vhd-tool: impl.ml, serve)."""
     with opened(path, form) as reader:
         yield from continuous(disk_in(form, reader, size, wanted))
@@ -4530,7 +4527,7 @@ bootable={boot} mode=RW type=Disk
 {clean}"""
 
 
-def cfg(keys: str, record: Record, **further: Any):
+def cfg(keys, record: Record, **further):
     """Return lines of key=value, in 3.25's order; control characters in values are escaped."""
     values = {'orig_uuid': record.get('uuid'), **record, **further}
     return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys.split())
@@ -4636,7 +4633,7 @@ class Verified(NamedTuple):
         return told if self.proved else {**told, 'fault': printable(self.problems[0])}
 
 
-def read_watched(path: str, limit: float, verb: str, read: Callable):
+def read_watched(path, limit, verb, read: Callable):
     """Return what a function returns of a file's form and Reader, in a thread of its own, as
     storage may hang, for so many seconds at most. Raise what it does, CommandFailed."""
     readers = []               # type: List[Reader]    # once it is open
@@ -4656,7 +4653,7 @@ def read_watched(path: str, limit: float, verb: str, read: Callable):
             reader.close()
 
 
-def check_digest(backup: Backup, name: str, digest: str):
+def check_digest(backup: Backup, name, digest):
     """Return whether a backup's manifest has the digest of a file; raise Damaged if another one."""
     known = backup.manifest.digests.get(portable(plain_name(name)))
     if known not in (None, digest):
@@ -4666,15 +4663,15 @@ def check_digest(backup: Backup, name: str, digest: str):
 
 class Verifier:
     """Reads files under watch, and shows how far it is."""
-    def __init__(self, limit: float):
+    def __init__(self, limit):
         self.limit = limit     # seconds in which something has to move
 
-    def prove(self, path: str, size: Size = None):
+    def prove(self, path, size: Size = None):
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
         return read_watched(path, self.limit, 'verified',
                             lambda form, reader: read_form(form, reader, size))
 
-    def prove_in(self, backup: Backup, name: str):
+    def prove_in(self, backup: Backup, name):
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
         plain = plain_name(name)
         proof = self.prove(backup.file(name), backup.disk_size(name))
@@ -4747,7 +4744,7 @@ USB = ('xapi takes no snapshot of a VM with a USB device passed through. What wo
 
 
 @contextmanager
-def failing_as(token: str):
+def failing_as(token):
     """Give the failure of a step its word in the status log."""
     try:
         yield
@@ -4756,7 +4753,7 @@ def failing_as(token: str):
 
 
 @contextmanager
-def tolerating(warnings: Warned, what: str):
+def tolerating(warnings: Warned, what):
     """Allow a step to fail, and note that, as a warning with which a VM's backup then ends."""
     try:
         yield
@@ -4764,7 +4761,7 @@ def tolerating(warnings: Warned, what: str):
         warnings.append(f'{what}: {explain(error)}')
 
 
-def end_clients(uuids: Texts, run: str):
+def end_clients(uuids: Texts, run):
     """End each xe of a killed run, a process as in Intent, that still transfers an object."""
     for uuid in uuids:
         for number in programs_with('uuid=' + uuid, f'{CHILD}={run.partition(" ")[0]}\0'):
@@ -4772,7 +4769,7 @@ def end_clients(uuids: Texts, run: str):
             end_program(number)
 
 
-def in_several_tries(remove: Callable, patient: bool = False):
+def in_several_tries(remove: Callable, patient=False):
     """Call `remove` with the number of the try until it succeeds. Only what fails in the last one
     is raised. IN_USE usually passes, and gets more tries, as does all where `patient`."""
     pauses = DISCARD_PAUSES + BUSY_PAUSES
@@ -4789,13 +4786,12 @@ def in_several_tries(remove: Callable, patient: bool = False):
 
 class Operator:
     """Changes the pool by commands of xe, of which those for one VM are numbered."""
-    def __init__(self, pool: Pool, warnings: Warned, numbered: bool = True):
+    def __init__(self, pool: Pool, warnings: Warned, numbered=True):
         self.pool = pool
         self.xe = Xe(numbered)
         self.warnings = warnings
 
-    def drop_leaked_vbds(self, owners: Records, disks: Iterable[str], mode: str = 'RO',
-                         sure: bool = True):
+    def drop_leaked_vbds(self, owners: Records, disks: Iterable[str], mode='RO', sure=True):
         """Take the VBDs from disks that transfers have left (Pool.holds). Raise VmBackupError."""
         leaked = []            # type: List[str]
         for pause in (0, SECOND_LOOK):     # nothing keeps xapi from unplugging a VBD that is in use
@@ -4844,10 +4840,10 @@ class Remover(Operator):
         return [found for found in self.pool.snapshots('VDI', intent.sources)
                 if found.ref in intent.disks]
 
-    def remove(self, intent: Intent, prepared: bool = False):
+    def remove(self, intent: Intent, prepared=False):
         """Uninstall a VM's snapshot, destroy the disks that are left: xapi removes its record, then
         its disks until one fails (cli_operations.ml, vm_uninstall_common). Raise VmBackupError."""
-        def attempt(number: int):
+        def attempt(number):
             uuid = intent.uuid
             disks = self.disks_of(intent)
             if intent.kind == 'VM' and not (number and self.pool.is_gone('VM', uuid)):
@@ -4948,7 +4944,7 @@ class Remover(Operator):
         self.pool.await_exports(intent.kind, found.ref)
         self.remove(ours)
 
-    def is_ours(self, kind: str, found: Snapshot, new: Sequence[Snapshot], intent: Intent):
+    def is_ours(self, kind, found: Snapshot, new: Sequence[Snapshot], intent: Intent):
         """Return if it can only be what was meant: of a VM, the only template of then with our
         label; of a disk, the only one of then without VBD, with its label (xapi: xapi_vdi.ml)."""
         until = intent.latest if kind == 'VM' else intent.until
@@ -4959,7 +4955,7 @@ class Remover(Operator):
         alone = [each for each in new if each.of == found.of and not each.vbds] == [found]
         return alone and found.label == dict(zip(intent.sources, intent.names)).get(found.of)
 
-    def doubt(self, kind: str, found: Snapshot, backup: Backup):
+    def doubt(self, kind, found: Snapshot, backup: Backup):
         """Warn of a snapshot that may be somebody else's; return False."""
         word, verb = ('vdi', 'destroy') if kind == 'VDI' else ('snapshot', 'uninstall')
         self.warnings.append(
@@ -4984,7 +4980,7 @@ class Exporter(Remover):
     disks = others = left_out = ()     # type: Any
     ignoring = False
 
-    def __init__(self, pool: Pool, extension: str, choice: DiskChoice, warnings: Warned):
+    def __init__(self, pool: Pool, extension, choice: DiskChoice, warnings: Warned):
         super().__init__(pool, warnings)
         self.extension = extension
         self.archive = '.xva' in extension
@@ -4994,7 +4990,7 @@ class Exporter(Remover):
             'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL', 'VM-EXPORT-FAIL') if self.archive else (
             'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL', 'VDI-EXPORT-FAIL')
 
-    def choose(self, vm: Vm, fresh: bool = False):
+    def choose(self, vm: Vm, fresh=False):
         """Choose the disks to export, by the tables unless they have to be fresh; note others."""
         disks = self.pool.disks(vm, fresh)
         wanted = self.choice.wanted
@@ -5011,14 +5007,14 @@ class Exporter(Remover):
         self.others = [disk for disk in disks if disk.vdi_ref not in refs]
         self.left_out = [disk for disk in self.others if not disk.why.startswith(NOT_CHOSEN)]
 
-    def names(self, base: str, vm: Vm):
+    def names(self, base, vm: Vm):
         """Return the names of the files; `base`: that of the VM's directory. Raise PoolError."""
         if self.archive:
             return [base + self.extension]
         self.choose(vm)
         return [self.name_of(base, disk) for disk in self.disks]
 
-    def name_of(self, base: str, disk: Disk):
+    def name_of(self, base, disk: Disk):
         """Return the name of a disk's file; `auto` stands for VHD where xapi makes it."""
         if self.kind == 'VM':
             base = path_part(f'DISK-{disk.device}')
@@ -5165,7 +5161,7 @@ class Exporter(Remover):
         self.xe.tell('template-param-set', is_a_template='false', ha_always_run='false', uuid=uuid,
                      **mark)
 
-    def files(self, base: str, snapshot: Snapshot):
+    def files(self, base, snapshot: Snapshot):
         """Return the files to export: the archive, or images of the snapshot's disks."""
         if self.archive:
             return [ExportFile(base + self.extension, snapshot)]
@@ -5177,7 +5173,7 @@ class Exporter(Remover):
             found.append(ExportFile(self.name_of(base, disk), copies[disk.vdi_ref], disk))
         return found
 
-    def export(self, file: ExportFile, path: str, watchdog: Watchdog):
+    def export(self, file: ExportFile, path, watchdog: Watchdog):
         """Export an archive, of which xe has to say so, too (see Xe.transfer), or a disk."""
         uuid = file.snapshot.uuid
         size = file.snapshot.size
@@ -5207,7 +5203,7 @@ class Exporter(Remover):
         if form == '.raw' and not packing.ending and size_of(path) != size:
             raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {size}')
 
-    def stream(self, uuid: str, limit: float):
+    def stream(self, uuid, limit):
         """Export an archive to standard output; tee(1) hands it to us, too, and we verify it on its
         way. It is cut off where it is damaged. Raise CommandFailed."""
         handle, copy = os.pipe()
@@ -5293,20 +5289,20 @@ def in_words(made: Marked):
         ('VM', 'disk', 'network'), made) for each in records.values()])
 
 
-def space_of(sr: Record, size: int):
+def space_of(sr: Record, size):
     """Return how full an SR is, beside so many bytes that are to go there."""
     return f'{labelled(sr)}: {free_space(sr)}, the disks have {human_size(size)}'
 
 
 class Importer(Operator):
     """Imports archives and images, and takes back what is partly imported."""
-    def __init__(self, pool: Pool, store: Store, warnings: Warned, limit: float = 0):
+    def __init__(self, pool: Pool, store: Store, warnings: Warned, limit=0):
         super().__init__(pool, warnings, numbered=False)
         self.store = store
         self.limit = limit     # seconds in which an import has to move
 
     @contextmanager
-    def restoring(self, name: str, keep: bool):
+    def restoring(self, name, keep):
         """Record a restore, and yield the record; remove what it made unless all went well."""
         Signals.current.at_once = False
         with self.store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
@@ -5337,7 +5333,7 @@ class Importer(Operator):
                     elif record:
                         self.end(record, False)
 
-    def end(self, record: Restoring, ours: bool):
+    def end(self, record: Restoring, ours):
         """Unmark what a restore made, or remove it if it is not complete; delete the record."""
         made = self.pool.marked(record.mark)
         if record.complete:
@@ -5353,7 +5349,7 @@ class Importer(Operator):
         if record.path:
             drop_record(record.path)
 
-    def unmark(self, word: str, made: Record, record: Restoring):
+    def unmark(self, word, made: Record, record: Restoring):
         """Take a restore's mark from a VM (word 'vm'), disk ('vdi') or network."""
         if made['name_label'] == MARKED.format(record.mark):
             self.xe.tell('vdi-param-set', uuid=made['uuid'], name_label=label_part(record.name))
@@ -5361,7 +5357,7 @@ class Importer(Operator):
             self.xe.tell(word + '-param-remove', uuid=made['uuid'], param_name='other-config',
                          param_key=MARK)
 
-    def remove(self, record: Restoring, ours: bool):
+    def remove(self, record: Restoring, ours):
         """Remove what carries a mark, once nothing imports it; what others use by now loses it."""
         pool = self.pool
         for _ in pool.waiting('it is still being imported'):
@@ -5403,7 +5399,7 @@ class Importer(Operator):
                                 '(it was started or copied, or has a snapshot; remove it: it is '
                                 'incomplete)')
 
-    def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off: bool = False):
+    def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off=False):
         """Import an archive (`cut_off`: off all networks) or an image; return the new uuid."""
         check_signals()
         try:
@@ -5416,7 +5412,7 @@ class Importer(Operator):
                 text = f'no space left in SR, at first {space_of(target.sr, target.size)}: {text}'
             raise CommandFailed(text, error.code)
 
-    def import_vm(self, path: str, target: Target, mark: str, cut_off: bool):
+    def import_vm(self, path, target: Target, mark, cut_off):
         """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
         readers = []           # type: List[Reader]
         words = {'sr_uuid': target.sr['uuid']}
@@ -5503,7 +5499,7 @@ td:first-child {{ width: 50%; overflow-wrap: anywhere }}
 '''
 
 
-def make_directories(path: str):
+def make_directories(path):
     """Make a directory, and those above it, where they are missing. Raise OSError."""
     if not exists(path):
         make_directories(dirname(path))
@@ -5512,12 +5508,12 @@ def make_directories(path: str):
 
 class StatusLog:
     """The file that 3.25 wrote, line by line; none for /dev/null or a run without a config file."""
-    def __init__(self, path: str, warnings: Warned):
+    def __init__(self, path, warnings: Warned):
         self.path = '' if path == os.devnull else path
         self.warnings = warnings
         self.lock = Lock()   # its lines are in the order of their times
 
-    def write(self, actor: str, *words: str):
+    def write(self, actor, *words):
         """Append `time,actor,host,words...`; return the time. A problem ends it, with a warning."""
         with self.lock:
             moment = now()
@@ -5531,7 +5527,7 @@ class StatusLog:
                 self.path = ''
             return iso(moment)
 
-    def append(self, line: str):
+    def append(self, line):
         """Append a line. Raise OSError, for what is no file of its own too."""
         make_directories(dirname(self.path))
         with naming(self.path), open(
@@ -5544,7 +5540,7 @@ class StatusLog:
         return self.write('vmbackup.py', 'begin')
 
 
-def last_logged(path: str):
+def last_logged(path):
     """Return this host's last run in a status log, also of 3.25, without a process; None without
     any. If the log was rotated meanwhile, it seems to have begun when it ended."""
     host = re.escape(this_host())
@@ -5564,7 +5560,7 @@ def last_logged(path: str):
     return None
 
 
-def hook_problem(path: str):
+def hook_problem(path):
     """Return the problem with the program that `hook` names, or ''."""
     if path and not (isfile(path) and os.access(path, os.X_OK)):
         return f'ERROR: config hook is not a program -> {path}'
@@ -5572,12 +5568,12 @@ def hook_problem(path: str):
     return wrong and f'ERROR: config hook is not safe -> {path}: {wrong}'
 
 
-def compose(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]):
+def compose(settings: Settings, subject, told: Texts, outcomes: Sequence[Outcome]):
     """Return a mail of a run: a table of VMs in HTML, failed ones first; a long log is attached."""
     from email import contentmanager, header, message, policy, utils
     from html import escape
 
-    def put(how: Callable, text: str, **more: str):
+    def put(how: Callable, text, **more):
         """Put text in; ASCII as it is, if no line is too long for that (RFC 5322, 2.1.1)."""
         text = encoded(text).decode('utf-8', 'replace')
         plain = match(r'([ -~\t]{,998}\n)*\Z', text)
@@ -5618,7 +5614,7 @@ def security_of(settings: Settings):
     return {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, usual)
 
 
-def greeting(sender: str, host: str):
+def greeting(sender, host):
     """Return a name for EHLO that has a dot and is not localhost, or an address. No name server is
     asked, as smtplib would (RFC 5321, 2.3.5, 4.1.4; Postfix: reject_non_fqdn_helo_hostname)."""
     domain = sender.partition('@')[2]
@@ -5629,7 +5625,7 @@ def greeting(sender: str, host: str):
     return '[127.0.0.1]'
 
 
-def deliver(settings: Settings, message: Any, recipients: Texts):
+def deliver(settings: Settings, message, recipients: Texts):
     """Hand a mail over once; return the answers to those refused. Raise OSError, ValueError."""
     import smtplib
     import ssl
@@ -5662,7 +5658,7 @@ def deliver(settings: Settings, message: Any, recipients: Texts):
     return refused
 
 
-def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]):
+def send_mail(settings: Settings, subject, told: Texts, outcomes: Sequence[Outcome]):
     """Mail what a run came to; return False if somebody does not get it. It is tried three times,
     but not for whom the server takes it, or refuses it for good (RFC 5321, 4.2.1: 5yz)."""
     waiting, failed = settings.mail_to, False  # type: Texts, bool
@@ -5714,12 +5710,12 @@ class Turn:
 
 class Errors(list):
     """Errors after which a command goes on; what is appended is logged at once."""
-    def append(self, text: str):
+    def append(self, text):
         """Log one and keep it."""
         self.tell(text)
         super().append(text)
 
-    def tell(self, text: str):
+    def tell(self, text):
         """Log an error."""
         log(f'ERROR {text}')
 
@@ -5731,11 +5727,11 @@ class Warnings(Errors):
     def __init__(self):
         self.told = {}         # type: Dict[str, str]      # the same of this run
 
-    def tell(self, text: str):
+    def tell(self, text):
         """Log a warning."""
         log(f'***WARNING - {text}{self.since(text)}')
 
-    def since(self, text: str):
+    def since(self, text):
         """Return since when there is a warning, a VM's behind its name, if the last run had it."""
         text = text[:LONGEST_RECORDED]
         self.told[text] = self.known.get(text, f'{now():%Y-%m-%d}')
@@ -5800,7 +5796,7 @@ class Run:
         self.status_log.write(outcome.method, 'end', *words)
 
     @contextmanager
-    def surviving(self, what: str = ''):
+    def surviving(self, what=''):
         """Do a step whose error, even a bug of ours, does not end the run."""
         try:
             yield
@@ -5848,7 +5844,7 @@ class Run:
             told.append('not begun or not ended: ' + abbreviate(missing))
         return told + self.left_alone
 
-    def report_end(self, words: str):
+    def report_end(self, words):
         """Log and mail how it ended."""
         verdict, counts = self.verdict(), self.counts()
         told = list(map(printable, self.summary()))
@@ -5866,7 +5862,7 @@ class Run:
                 self.mailed = send_mail(self.settings, subject, told, self.outcomes)
 
 
-def put_report(path: str, document: Record):
+def put_report(path, document: Record):
     """Write it whole or not at all; raise OSError, as for a device, whose place it would take."""
     make_directories(dirname(path))
     if lexists(path) and not S_ISREG(os.lstat(path).st_mode):
@@ -5913,7 +5909,7 @@ class Shared(Run):
         self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
         self.recorded = ExitStack()    # in backup_dir, once it is so: what its end does there
 
-    def exporter(self, method: str, warnings: Warned):
+    def exporter(self, method, warnings: Warned):
         """Return the exporter of a method, with the settings that it needs."""
         settings, wanted = self.settings, 'all'
         extension = '.xva' + COMPRESSIONS[settings.compress].ending
@@ -5924,7 +5920,7 @@ class Shared(Run):
             rule.text for rule in self.config.rules if rule.method == 'exclude-disk' and rule.text),
             settings.honour_nobak, wanted), warnings)
 
-    def call_hook(self, phase: str, warnings: Any = None, **known: str):
+    def call_hook(self, phase, warnings=None, **known):
         """Run the hook, if any; return True if what begins is to be skipped. A failure then raises
         CommandFailed, and is a warning at any other phase."""
         if not self.hook:
@@ -6196,7 +6192,7 @@ class VmBackup(Turn):
         self.warnings.extend(verified.problems)
         self.manifest['verified'] = verified.in_manifest({})
 
-    def finish(self, size: int):
+    def finish(self, size):
         """Write RESTORE.txt, the manifest and, last, the marker. Raise OSError."""
         with tolerating(self.warnings, f'{GUIDE} is missing'):
             write_guide(self.backup, self.exported, self.manifest)
@@ -6213,7 +6209,7 @@ class VmBackup(Turn):
             {backup.manifest.uuid for backup in self.history.completed()
              if backup.manifest.pool == pool} - set(self.pool.names)))
 
-    def judged(self, path: str = ''):
+    def judged(self, path=''):
         """Return why each older backup is kept beside the new one (see History.judged)."""
         told = manifest_of(self.manifest)
         return self.history.judged(policy_of(self.settings, self.job), self.owner(), told.of_the_vm,
@@ -6411,7 +6407,7 @@ class BackupRun(Shared):
             except (VmBackupError, OSError) as error:
                 log(f'***NOTE - this run is not recorded in backup_dir: {explain(error)}')
 
-    def record_end(self, name: str, this_run: LastRun):
+    def record_end(self, name, this_run: LastRun):
         """Record that the run ends."""
         with tolerating(self.warnings, 'the end of this run is not recorded'):
             failed = ['{0.name:.255} ({0.status})'.format(outcome)
@@ -6559,7 +6555,7 @@ class BackupRun(Shared):
                 except BackupFailed as error:
                     log(f'***NOTE - {history.directory}: {error}')
 
-    def show_space(self, title: str):
+    def show_space(self, title):
         """Log what df says."""
         log(f'{title}: df -Th {self.store.root}')
         try:
@@ -6672,7 +6668,7 @@ class VerifyCommand(NamedTuple):
     every: bool                # all backups of a VM; else the newest
     results: List[Record]      # as --json prints them
 
-    def verify_vms(self, target: Store, dumps_too: bool):
+    def verify_vms(self, target: Store, dumps_too):
         """Verify the VMs that a config chooses; return the plan. Raise VmBackupError, OSError."""
         histories = target.stocked()
         plan = select_histories(histories, target.config)
@@ -6692,7 +6688,7 @@ class VerifyCommand(NamedTuple):
                 self.verify(path, self.prove_file)
         return plan
 
-    def verify(self, path: str, prove: Callable, vm: str = ''):
+    def verify(self, path, prove: Callable, vm=''):
         """Log and note what is found of a path. What is wrong there keeps no other from that."""
         check_signals()
         try:
@@ -6707,13 +6703,13 @@ class VerifyCommand(NamedTuple):
         self.results.append(dict(path=path, vm=vm, result=token, text=text, proved=proved or None))
         log(f'{word} {path}: {text}')
 
-    def prove_file(self, path: str):
+    def prove_file(self, path):
         """Read a file; return the result, a text, and what is proved. Raise as `Verifier.prove`."""
         proof = self.verifier.prove_in(read_backup(dirname(path), None), basename(path))
         return ('WARNING' if proof.proved == 'length' else 'SUCCESS',
                 f'{PROVED[proof.proved]}, {human_size(proof.size)}', proof.proved)
 
-    def prove_backup(self, path: str):
+    def prove_backup(self, path):
         """Do as `prove_file` for a backup, and put the result into its manifest."""
         backup = read_backup(path, None)
         if backup.trouble:
@@ -6773,7 +6769,7 @@ def age(when: Time):
     return f'{passed // unit:.0f}{name}'
 
 
-def document_of(name: str, history: History):
+def document_of(name, history: History):
     """Return what `list` tells of a VM, of its directory, as the README has its form."""
     owner, told = history.last_owner(), []     # type: Manifest, List[Record]
     for backup in history.everything():
@@ -6881,7 +6877,7 @@ class Pruning:
         return [each for each in found if each.manifest.uuid in self.vms
                 and each.manifest.pool in ('', owner.pool) and not owner.rotates(each)]
 
-    def prune(self, job: Job, by_rules: bool):
+    def prune(self, job: Job, by_rules):
         """Prune the backups of a VM, oldest first; without rules only those of others that are to
         go. Raise TargetError where a line of the config may mean it, and nothing tells; OSError."""
         known = {'name': True, 'uuid': job.vm.uuid, 'tag': 'tags' in job.vm.record}
@@ -6915,7 +6911,7 @@ class Pruning:
             else:
                 self.delete(backup)
 
-    def prune_one(self, path: str, history: History):
+    def prune_one(self, path, history: History):
         """Delete a backup that a person names; tell what that loses. Raise UsageError, OSError."""
         backup = self.store.backup(path)
         if backup.outcome not in COMPLETE or backup.protected:
@@ -7029,7 +7025,7 @@ class Sources:
         self.store = target
         self.given = origin
 
-    def find(self, word: str, date: str):
+    def find(self, word, date):
         """Return the archive or images that a VM's name, a directory or a file stands for. Raise
         UsageError, OSError."""
         path = abspath(native(word))
@@ -7070,7 +7066,7 @@ class Sources:
         log(*plan.messages)
         return plan
 
-    def called(self, word: str):
+    def called(self, word):
         """Return the directories of VMs of that name, or of one that a share takes for it."""
         own = path_part(word)
         found = [self.store.history(own)]
@@ -7082,7 +7078,7 @@ class Sources:
         found = list(filter(History.holds_any, found))
         return [each for each in found if encoded(each.vm_name()) == encoded(word)] or found
 
-    def newest(self, histories: Sequence[History], date: str = '', uuid: str = ''):
+    def newest(self, histories: Sequence[History], date='', uuid=''):
         """Return the newest good backup of a time that begins so, or a VM, of this host's pool if
         it has any. Raise UsageError if it may be of one VM or of another; TargetError without."""
         digits = sub('[^0-9]', '', date) or date
@@ -7109,7 +7105,7 @@ class Sources:
                                      each, dirname(each.path)) for each in newest))
         return max(newest, key=lambda backup: backup.when)
 
-    def of_file(self, path: str):
+    def of_file(self, path):
         """Return an archive or image, with what its directory tells of it. Raise UsageError."""
         form = form_of(path)
         if form == '.dump':
@@ -7158,7 +7154,7 @@ def disk_in_words(chosen: Chosen):
             f'{disk.title}, {disk.uuid}, in {basename(chosen.path)}')
 
 
-def choose_disks(word: str, disks: List[Chosen]):
+def choose_disks(word, disks: List[Chosen]):
     """Return the disk that a device, position, name or uuid means, by default the only one, or all.
     Raise UsageError."""
     found = [each for each in disks if not word or word in ('all', *each.disk.names)]
@@ -7195,7 +7191,7 @@ class Restorer(Importer):
             self.verify(chosen)
         self.restore(chosen, target)
 
-    def plan(self, chosen: Chosen, name: str):
+    def plan(self, chosen: Chosen, name):
         """Find out where a restore goes, and log it; `name`: of the new VM or disk, if given."""
         manifest, when = chosen.backup.manifest, chosen.backup.started or ''
         vms = self.pool.records('VM')
@@ -7215,7 +7211,7 @@ class Restorer(Importer):
             return self.plan_vm(chosen, label_part(name), vms)
         return self.plan_disk(chosen, label_part(name))
 
-    def plan_vm(self, chosen: Chosen, name: str, vms: Records):
+    def plan_vm(self, chosen: Chosen, name, vms: Records):
         """Plan the restore of an archive."""
         with opened(chosen.path, chosen.form) as reader:
             found = archived_vm(reader.read_ova())
@@ -7254,7 +7250,7 @@ class Restorer(Importer):
                 ' or '.join(map(labelled, same)) or f'{label}, which is not here: it will be made'))
         return Target(name, sr, total, disks, preserve)
 
-    def sr(self, size: int, title: str):
+    def sr(self, size, title):
         """Return the record of the SR for disks of so many bytes: that of sr=, a name or uuid, or
         else the pool's default one. Log a title, and how full it is."""
         srs = {ref: sr for ref, sr in self.pool.records('SR').items()     # sm: udevSR.py, drives
@@ -7268,7 +7264,7 @@ class Restorer(Importer):
         log(title, '  SR:       ' + space_of(sr, size))
         return sr
 
-    def plan_disk(self, chosen: Chosen, name: str):
+    def plan_disk(self, chosen: Chosen, name):
         """Plan the restore of a disk, to the first free user device of a halted VM if asked."""
         disk = (chosen if chosen.disk else disks_in(chosen)[0]).disk
         name = name or (disk.title or plain_name(basename(chosen.path))) + chosen.suffix
@@ -7354,7 +7350,7 @@ class TestRestore(Run):
         super().__init__(sources.config)
         self.sources = sources
 
-    def choose(self, word: str):
+    def choose(self, word):
         """Return the VMs that a selector chooses, or the one of a path. Raise UsageError,
         OSError."""
         if '/' in word and names_file(word):
@@ -7367,7 +7363,7 @@ class TestRestore(Run):
             raise UsageError(f'no backup of a VM {word} in {self.sources.store.root}')
         return chosen
 
-    def run(self, word: str, restorer: Restorer):
+    def run(self, word, restorer: Restorer):
         """Test one backup of each VM that is chosen. Raise UsageError, OSError."""
         chosen = self.choose(word)
         restorer.warnings = self.warnings
@@ -7435,13 +7431,13 @@ EXTENDED = (5, 15, 0x85)   # types of an MBR's entry that holds a chain of furth
 MOST_PARTITIONS = 128      # in a table
 
 
-def system_at(handle: int, begin: int):
+def system_at(handle, begin):
     """Return what begins at that byte, and what mount needs for it."""
     return next((name, more) for name, at, magic, more in SYSTEMS
                 if pread(handle, len(magic), begin + at) == magic)
 
 
-def mbr_partitions(handle: int):
+def mbr_partitions(handle):
     """Yield first sector and number of sectors of an MBR's partitions, those of its chain last."""
     chain, first, tables = [0], 0, 0
     while chain and tables < MOST_PARTITIONS:
@@ -7458,7 +7454,7 @@ def mbr_partitions(handle: int):
                 yield here + begin, size
 
 
-def partitions(handle: int):
+def partitions(handle):
     """Return the kind of a disk's partition table, '' for none, and begin and bytes of each
     partition in it."""
     head = pread(handle, 2 * BLOCK, 0).ljust(2 * BLOCK, b'\0')
@@ -7479,7 +7475,7 @@ def partitions(handle: int):
     return kind, [(begin * BLOCK, size * BLOCK) for begin, size in found]
 
 
-def tell_partitions(path: str):
+def tell_partitions(path):
     """Log what is on a disk that was extracted, and how to look inside. Raise OSError."""
     file = shell_word(path)
     with reading(path) as stream:
@@ -7505,7 +7501,7 @@ def allocated(chosen: Chosen):
     return min(chosen.disk.size, occupied(chosen.path))
 
 
-def hashing(pieces: Located, digest: Any):
+def hashing(pieces: Located, digest):
     """Yield pieces of a disk, and have the digest be that of all its bytes."""
     at = 0
     for begin, data in pieces:
@@ -7515,14 +7511,14 @@ def hashing(pieces: Located, digest: Any):
         yield begin, data
 
 
-def extract(chosen: Chosen, write: Callable[[Located], None], config: Config, hashed: str):
+def extract(chosen: Chosen, write: Callable[[Located], None], config: Config, hashed):
     """Have a disk's pieces written as they are checked; return its bytes, and if `hashed` their
     SHA-256, in words. Raise Damaged, CommandFailed, OSError."""
     import hashlib
     path, _, backup, disk = chosen
     digest = hashlib.sha256()
 
-    def read(form: str, reader: Any):
+    def read(form, reader):
         pieces = disk_in(form, reader, disk.size, disk.id)
         write(hashing(pieces, digest) if hashed else pieces)
         if form != '.xva':
@@ -7531,7 +7527,7 @@ def extract(chosen: Chosen, write: Callable[[Located], None], config: Config, ha
     return f'{disk.size} bytes' + (f', SHA-256 {digest.hexdigest()}' if hashed else '')
 
 
-def extract_to_file(chosen: Chosen, path: str, config: Config, hashed: str):
+def extract_to_file(chosen: Chosen, path, config: Config, hashed):
     """Write a disk to a new file, and log what is on it. Raise as `extract`, and TargetError."""
     Signals.current.at_once = False                    # the new file is to go
     with new_file(path) as stream:
@@ -7580,7 +7576,7 @@ FIGURES = ' | vms={vms} good={good} size={size_bytes}B{oldest} leftovers={leftov
 OLDEST = ' oldest={oldest_seconds}s;;{max_age_seconds}'    # if there is any good backup
 
 
-def plugin_line(state: str, text: str, figures: str = ''):
+def plugin_line(state, text, figures=''):
     """Return a plug-in's line, which no text can end (Nagios: text | 'label'=value;warn;crit)."""
     clean = encoded(printable(text)).decode('utf-8', 'replace').replace('|', '\\x7c')
     line = encoded(f'VMBACKUP {state} - {clean}')[:3900]       # Nagios takes 4096, with the figures
@@ -7589,7 +7585,7 @@ def plugin_line(state: str, text: str, figures: str = ''):
 
 class StatusCheck:
     """`status`: whether the backups of a config are as they should be. It locks nothing."""
-    def __init__(self, max_age: str):
+    def __init__(self, max_age):
         self.max_age = max_age     # as the administrator wrote it
         self.moment = now().timestamp()
         if not match(r'[1-9][0-9]{0,5}[mhd]\Z', max_age):
@@ -8129,11 +8125,11 @@ class Command(NamedTuple):
         """Return its words and options in one line."""
         return f'{self.name} {self.words} [options]'.replace('  ', ' ')
 
-    def error(self, text: str, remark: str = ''):
+    def error(self, text, remark=''):
         """Return what is wrong, and where help is."""
         return UsageError(f'{text} ({remark}see VmBackup.py help {self.name})')
 
-    def value(self, name: str, text: str):
+    def value(self, name, text):
         """Return the value of an option, or of a key of the config file. Raise UsageError."""
         key = self.options[name]
         is_flag = key.allowed == SWITCH
@@ -8170,7 +8166,7 @@ def read_commands():
 COMMANDS = read_commands()
 
 
-def value_text(name: str, config: Config):
+def value_text(name, config: Config):
     """Return what a config file says for a key's value, wherever it is read. Raise ConfigError."""
     value, place = config.given[name]
     if CONVERSIONS.get(name) is absolute:
@@ -8223,7 +8219,7 @@ RUNS = {'backup': run_backup, 'preview': run_backup, 'list': run_list, 'verify':
         'create-password-file': run_create_password_file, 'help': run_help}
 
 
-def misplaced(word: str, line: Texts):
+def misplaced(word, line: Texts):
     """Return what tells of a command that does not come first, and of the line that was meant. A
     first word that is neither a command nor there as a file may be a password."""
     command = COMMANDS[word]
@@ -8241,7 +8237,7 @@ def misplaced(word: str, line: Texts):
                       f'that is called so is vm-export={word}, a file ./{word})')
 
 
-def parse_command(command: Command, line: Texts, *about: str):
+def parse_command(command: Command, line: Texts, *about):
     """Return what the words behind a command and what it is about say, and what is wrong there."""
     rest, words = list(line[1 + len(about):]), list(about)
     options = {name: '' for name, key in command.options.items() if key is not KEY.get(name)}
@@ -8324,7 +8320,7 @@ def plain_words(words: Texts):
     return words
 
 
-def tell_end(reason: str, console: Console):
+def tell_end(reason, console: Console):
     """Log what ended a command; where nobody can read that, tell the system's log."""
     with suppress(TargetError):                        # nobody reads what we print
         bounded('the output', log, reason)
@@ -8348,7 +8344,7 @@ def heed(line: CommandLine, console: Console):
     console.terminal = console.stream and console.stream.isatty() and not console.quiet
 
 
-def perform(words: Texts, program: str, console: Console):
+def perform(words: Texts, program, console: Console):
     """Do what a command line asks for, or tell why it cannot be done; return the exit status."""
     Console.current, signals = console, Signals.current
     line, reason = CommandLine(), ''
