@@ -19,7 +19,7 @@ issues (the last for what is half done, or was but a test)
 
     of a VM       xe vm-import, vm-param-remove, vdi-param-remove, network-param-remove, vm-start
     of a disk     xe vdi-create, vdi-import, vbd-create, vdi-param-set
-    taken back    xe vif-destroy, vm-destroy, vdi-destroy, network-destroy
+    taken back    xe vm-destroy, vdi-destroy, network-destroy
 
 Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N; of `status`, as a
 plug-in's. Configs, backups and logs of NAUbackup/VmBackup 3.25, for Python 2, go on. Facts about xe
@@ -43,13 +43,13 @@ Map of this file, in the order in which a run meets its sections; each uses only
     14 Verification  a backup verified, file by file
     15 Exporters     snapshots, what is exported from them, how they are removed
     16 Importers     what a restore makes in the pool, and how it is taken back
-    17 Reports       status log, report, mail, hooks
+    17 Reports       status log, report, mail, pings, hooks
     18 One VM        the backup of one VM, from its begin line to its end line
     19 Runs          a night's backup, its preview, a stream
     20 Commands      verify, list, prune, protect
     21 Restores      restore, test-restore
     22 Disks         extract: one disk of a backup as a file or stream
-    23 Checks        status, check-config, test-mail
+    23 Checks        status, check-config, test-mail, test-ping
     24 Command line  help texts, main
 """
 
@@ -157,6 +157,8 @@ stall_timeout=30 [0.001 to 525600]
 verify=yes [yes, no]
     yes verifies each backup after it was made, before it counts; no makes the night
     shorter
+retries=0 [0 to 1]
+    1 tries a VM whose backup failed once more, at the end of the run
 parallel=1 [1 to 64]
     How many VMs to back up side by side; with more than one, the largest come first
 parallel_per_sr=0 [0 to 64]
@@ -187,6 +189,11 @@ mail_helo= []
     the domain of mail_from if it has none
 mail_mode=always [always, problems, never]
     When to mail: always, problems (warnings and errors only), never
+ping_url= []
+    Address, a secret, that is told how a run goes: /start, nothing or /fail is appended,
+    or {status} in it becomes start, success or fail, {A|B|C} such words of your own
+ping_body=none [none, summary]
+    What it is sent: none, or summary: how all ended, with the names of VMs
 """
 
 XE_PROGRAM = '/opt/xensource/bin/xe'
@@ -202,7 +209,7 @@ DISCARD_PAUSES = (1, 2, 4)  # seconds between the attempts to remove a snapshot
 BUSY_PAUSES = (8, 15, 30)  # further ones while it is in use
 SNAPSHOT_PAUSES = (0.2, 1, 3, 10, 30)  # seconds, while xapi still is at work on one
 SECOND_LOOK = 3            # seconds until what seems left over is looked at again
-RESTART_PAUSE = 30         # seconds before a VM is tried again, when xapi went away
+RESTART_PAUSE = 30         # seconds before VMs are tried again, as xapi may have gone away
 FSTAB = '/etc/fstab'
 XXHASH = 'libxxhash.so.0'
 TELL_EVERY = 600           # seconds between log lines of what takes long
@@ -210,6 +217,8 @@ MAIL_ATTEMPTS = 3
 MAIL_PAUSE = 3             # seconds between them
 MAIL_TIMEOUT = 30          # seconds for each answer of the mail server
 MAIL_LIMIT = 120           # seconds for all of one attempt
+PING_PAUSES = (0, 2)       # seconds before each attempt to tell ping_url something
+PING_LIMIT = 5             # seconds for all of one
 
 # ----------------------------------------------------------------------------------------------
 # 2. Vocabulary: what can go wrong, how a VM's backup can end
@@ -737,6 +746,18 @@ def directory_pattern(text):
     return native(text)
 
 
+def ping_address(text):
+    """Return the address of ping_url as it is."""
+    return fitting(text, r'https?://([\w.-]+|\[[\w:.]+\])(:[0-9]{1,5})?'
+                   fr'([/?]([!#-&(-z|~]|\{{status\}}|{PING_WORDS})*)?',
+                   'https://host/path, {status} or {start|success|fail} in it if need be')
+
+
+def public(name, text):
+    """Return what anybody may read of a key's value."""
+    return '(a secret)' if name == 'ping_url' and text else text
+
+
 def address(text):
     """Return a mail address as it is."""
     part = r'[^\s\x00-\x1f\x7f<>()"\[\]\\:;@,]+'
@@ -770,7 +791,10 @@ class Key(NamedTuple):
         return convert(text)
 
 
-MAY_BE_EMPTY = 'keep_last min_free hook report_file mail_from mail_smtp_password_file'.split()
+PINGS = {'start': r'\1', 'success': r'\2', 'fail': r'\3'}
+PING_WORDS = r'\{([^{}|]*)\|([^{}|]*)\|([^{}|]*)\}'      # in an address
+MAY_BE_EMPTY = ('keep_last min_free hook report_file mail_from mail_smtp_password_file '
+                'ping_url').split()
 CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
     lock_wait=float, stall_timeout=float, hook_timeout=float, vdi_disks=devices, mail_from=address,
     backup_dir=absolute, status_log=absolute, hook=absolute, report_file=absolute,
@@ -779,12 +803,13 @@ CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
     pre_clean=lambda word: word == 'true', honour_nobak=lambda word: word == 'yes',
     mail_to=lambda text: tuple(address(part.strip()) for part in text.split(',') if part.strip()),
     min_free=lambda text: fitting(text, '[0-9]{1,6}[KMGT]|[0-9]{1,2}%', '10% or 500M, 50G, 2T'),
-    mail_smtp_server=lambda text: text or 'localhost',
+    mail_smtp_server=lambda text: text or 'localhost', ping_url=ping_address,
     mail_helo=lambda text: fitting(text, r'|[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]',    # or address
                                    'a name such as xen1.example.com'))
 KEYS = [Key(*found) for found in findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)', KEYS_HELP)]
 DEFAULT_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'    # of 3.25
-OF_ALL_VMS = dict(pool_db_backup=('0', 'default'), report_file=('', 'default'))    # with vm=
+OF_ALL_VMS = dict(pool_db_backup=('0', 'default'), report_file=('', 'default'),    # with vm=
+                  ping_url=('', 'default'))
 INVENTORY = '/etc/xensource-inventory'
 LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()  # to one host
 POOL_VERIFIES = '/var/xapi/verify-certificates'        # is there if hosts check each other's,
@@ -815,6 +840,7 @@ def parse_config(lines: Texts, path='', line: CommandLine = CommandLine()):
     for number, text in enumerate(lines, 1):
         name, equals, text = map(str.strip, text.partition('='))
         place = f'{path} line {number}'
+        name = sub('://.*', '://...', name)            # it may be a secret
         if name.startswith(('#', ';')) or not (name or equals):
             continue
         if not equals:
@@ -841,12 +867,15 @@ def parse_config(lines: Texts, path='', line: CommandLine = CommandLine()):
                 value, dropped = unquoted(text)
                 values[name] = key.parse(value)
                 if dropped:
-                    given[name] = value, place
-                    notes.append(f'***NOTE - config {name} is {value}, without {dropped} ({place})')
+                    text = value
+                    notes.append(f'***NOTE - config {name} is {public(name, value)}, without '
+                                 f'{dropped} ({place})')
             except ValueError as error:
                 if place == 'default':
                     raise ConfigError(f"default {name} {error} -> {text} (the script's first page)")
-                errors[name] = f'ERROR: config {name} {error} -> {text} ({place}){key.hint()}'
+                errors[name] = (f'ERROR: config {name} {error} -> {public(name, text)} ({place})'
+                                + key.hint())
+            given[name] = public(name, text), place
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
     rules += [selector(text)._replace(method='vm', text=text) for text in line.only]
@@ -1361,6 +1390,9 @@ LOOK_EVERY = 5             # seconds between a watchdog's checks, at most
 WATCH_EVERY = 0.5          # seconds between checks of a file that is read
 # The codes of what xe says: of a connection (xapi: xe-cli/newcli.ml; recorded from xapi 25.33.2 and
 # 26.17.0), or an error of xapi, as its sentence (xapi: datamodel_errors.ml) or else its code.
+TASK_AGE = 86400           # seconds; xapi: db_gc_util.ml, timeout_tasks
+ENDED = ('xapi ends a task of over 24 hours whose progress, of a disk in whole percents, stands '
+         'still for 30 seconds (set a higher pending_task_timeout in /etc/xapi.conf)')
 XE_CODES = {
     REFUSED: 'Connection refused',
     UNREACHABLE: 'Lost connection|Connection reset|Broken pipe|Unable to contact',
@@ -1369,6 +1401,7 @@ XE_CODES = {
     FULL: 'SR_FULL|The SR is full|SR_BACKEND_FAILURE_44|insufficient space|ENOSPC',
     'IMPORT_INCOMPATIBLE_VERSION': 'IMPORT_INCOMPATIBLE_VERSION|\\(incompatible\\) product version',
     'DUPLICATE_MAC_SEED': 'DUPLICATE_MAC_SEED|MAC seed is already in use',
+    'NO_BRIDGE': 'field: bridge', 'NOT_ZEROED': 'unimplemented: prezeroed',
     HAS_USB: 'VM_HAS_VUSBS|has VUSBs', IN_USE: 'in use'}       # the first that fits counts
 
 
@@ -1774,6 +1807,8 @@ class Xe:
                 log('ERROR ' + quoted(argv))
             last_words = ' / '.join(words.splitlines()[-4:]) or f'exit status {result.returncode}'
             code = next((code for code, said in XE_CODES.items() if search(said, last_words)), '')
+            if watchdog and watchdog.seconds() > TASK_AGE:
+                last_words += f'; perhaps as {ENDED}'
             raise CommandFailed(f'xe {verb} failed: {last_words}', code)
         if search('^Export (failed|cancelled)', words, MULTILINE):
             raise CommandFailed(f'xe {verb} failed, with exit status 0')
@@ -2948,6 +2983,7 @@ class Manifest(NamedTuple):
     test_restore: Record = {}
     digests: Record = {}       # SHA-256 by the names of the files, uncompressed
     known: bool = False        # whether there is one
+    rate: int = 0              # bytes of disks that were exported in a second, if that is known
 
     def images(self):
         """Return the names of the archives and images."""
@@ -3003,7 +3039,7 @@ def manifest_of(document: Record):
         items_in(document, 'disks', dict) or [], items_in(document, 'left_out', dict) or [],
         value_in(value_in(document, 'pool', {}), 'uuid'), items_in(document, 'earlier', str),
         finding(verified), finding(value_in(document, 'test_restore', {})),
-        value_in(verified, 'digests', {}), bool(document))
+        value_in(verified, 'digests', {}), bool(document), value_in(document, 'rate', 0))
 
 
 def document_in(directory):
@@ -3836,6 +3872,7 @@ def prune_pool_dumps(newest, keep):
     """Delete the oldest dumps beyond `keep` (0: none), return them; delete what kills left."""
     old = sorted(dumps_in(dirname(newest)), key=lambda path: path == newest)[:-keep]
     for path in old + dumps_in(dirname(newest), PARTIAL):
+        remove(path + '.json')
         remove(path)
     return old
 
@@ -4025,7 +4062,7 @@ class ArchivedVm(NamedTuple):
     name: str
     uuid: str
     disks: List[ArchivedDisk]  # in the order of the archive
-    vifs: Sequence[Texts]      # device, name and bridge of the network
+    vifs: Sequence[Texts]      # device; name, bridge and id of the network
     seed: str                  # of which MAC addresses are made
 
 
@@ -4053,7 +4090,7 @@ def archived_vm(ova):
                                           str(vdi['uuid'])))
         for vif in objects['VIF'].values():
             network = objects['network'][vif['network']]
-            vifs.append((vif['device'], network['name_label'], network['bridge']))
+            vifs.append((vif['device'], network['name_label'], network['bridge'], vif['network']))
         return ArchivedVm(str(vm['name_label']), str(vm['uuid']), disks, sorted(vifs),
                           vm['other_config'].get('mac_seed', ''))
 
@@ -4387,16 +4424,19 @@ def form_of(name):
     return form if form in FORMS else ''
 
 
-def rewrite_for_import(ova, name, mark, moved: Texts):
+def rewrite_for_import(ova, name, mark, moved: Texts, networks: Dict[str, Strings]):
     """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
     ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
-    (xapi: import.ml). The ids of disks that are moved begin with LAST. Raise Damaged."""
+    (xapi: import.ml). The ids of disks that are moved begin with LAST. Networks get their fields by
+    their ids, or with {} are left out, and what is in them. Raise Damaged."""
     import xmlrpc.client
     new = {'VM': {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
                   'ha_always_run': False},             # an import keeps the next: see check_unused
            'VM_metrics': {'start_time': xmlrpc.client.DateTime('19700101T00:00:00Z')}}
     with damaged_if_malformed():
         document = xmlrpc_value(ova)
+        document['objects'] = [each for each in document['objects'] if networks.get(
+            each['snapshot'].get('network', each['id'])) != {}]
         for each in document['objects']:
             record = each['snapshot']
             for place, field in ((each, 'id'), (record, 'VDI'), (record, 'suspend_VDI')):
@@ -4406,7 +4446,7 @@ def rewrite_for_import(ova, name, mark, moved: Texts):
                 for key in ('auto_poweron', OWN):
                     record['other_config'].pop(key, None)
                 record['other_config'][MARK] = mark
-            for field, value in new.get(each['class'], {}).items():
+            for field, value in (networks.get(each['id']) or new.get(each['class'], {})).items():
                 if field in record:                    # not all versions have all of them
                     record[field] = value
         value = search('<value>.*</value>', xmlrpc.client.dumps((document,)), DOTALL).group()
@@ -4433,7 +4473,7 @@ def opened(path, form):
             raise Damaged(f'{error}{reader.failed_export()}')
 
 
-def archive_for_import(path, name, mark, readers: List[Reader]):
+def archive_for_import(path, target, mark, readers: List[Reader]):
     """Yield an archive, uncompressed, with its ova.xml rewritten, and first disks below 1 MiB,
     which an import refuses (see `read_disk`), at the end, with ids that say so. Two blocks of
     zeros end it: an import reads none (xapi: stream_vdi.ml, recv_all_vdi)."""
@@ -4442,7 +4482,8 @@ def archive_for_import(path, name, mark, readers: List[Reader]):
         ova = reader.read_ova()
         small = list(itertools.takewhile(lambda disk: 0 < disk.size < CHUNK,
                                          archived_vm(ova).disks))
-        ova = rewrite_for_import(ova, name, mark, [disk.id for disk in small])
+        ova = rewrite_for_import(ova, target.name, mark, [disk.id for disk in small],
+                                 target.networks)
         head = reader.ova_head
         head = tar_header(head[:124] + b'%011o\0' % len(ova) + head[136:])
         yield head + ova + bytes(-len(ova) % BLOCK)
@@ -5249,6 +5290,8 @@ class Exporter(Remover):
 ADVICE = {                 # what to do, by the code of what went wrong
     'IMPORT_INCOMPATIBLE_VERSION':
         ' (it was exported by a newer release: restore it in a pool that is as new)',
+    'NO_BRIDGE': ' (a network of it is not here: choose another, or none, with network=)',
+    'NOT_ZEROED': ' (this storage takes no VHD: pack it, gzip -k FILE, and restore FILE.gz as raw)',
     FULL: ' (choose another SR with sr=)',
     REFUSED: ' (xapi does not run: systemctl status xapi)',
     UNREACHABLE: ' (xapi has ended meanwhile: systemctl status xapi)'}
@@ -5281,6 +5324,7 @@ class Target(NamedTuple):
     preserve: bool = False     # the MAC addresses
     attach: str = ''           # uuid of the VM that gets the disk
     device: str = ''           # user device that the disk becomes there
+    networks: Dict[str, Strings] = {}  # what those of an archive become, as rewrite_for_import has
 
 
 def in_words(made: Marked):
@@ -5399,12 +5443,12 @@ class Importer(Operator):
                                 '(it was started or copied, or has a snapshot; remove it: it is '
                                 'incomplete)')
 
-    def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off=False):
-        """Import an archive (`cut_off`: off all networks) or an image; return the new uuid."""
+    def put(self, chosen: Chosen, target: Target, record: Restoring):
+        """Import an archive or an image; return the new uuid."""
         check_signals()
         try:
             if chosen.whole:
-                return self.import_vm(chosen.path, target, record.mark, cut_off)
+                return self.import_vm(chosen.path, target, record.mark)
             return self.import_disk(chosen, target, record)
         except CommandFailed as error:
             text = f'{error}{ADVICE.get(error.code, "")}'
@@ -5412,7 +5456,7 @@ class Importer(Operator):
                 text = f'no space left in SR, at first {space_of(target.sr, target.size)}: {text}'
             raise CommandFailed(text, error.code)
 
-    def import_vm(self, path, target: Target, mark, cut_off):
+    def import_vm(self, path, target: Target, mark):
         """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
         readers = []           # type: List[Reader]
         words = {'sr_uuid': target.sr['uuid']}
@@ -5420,14 +5464,11 @@ class Importer(Operator):
             words['preserve'] = 'true'
         watchdog = Watchdog(self.limit, lambda: sum(each.position() for each in readers),
                             'restored', path, bounded(path, size_of, path))
-        watchdog.pieces = archive_for_import(path, target.name, mark, readers)
+        watchdog.pieces = archive_for_import(path, target, mark, readers)
         uuid = self.xe.tell('vm-import', watchdog=watchdog, filename='/dev/stdin', **words)
         made = self.pool.marked(mark)
         if [vm['uuid'] for vm in made.vms.values()] != [uuid]:
             raise CommandFailed('xe vm-import did not print the uuid of the VM that it made')
-        if cut_off:
-            for vif in self.pool.where('VIF', 'VM', made.vms).values():
-                self.xe.tell('vif-destroy', uuid=vif['uuid'])
         found = {}
         for vbd in self.pool.where('VBD', 'VM', made.vms).values():
             disk = made.disks.get(vbd['VDI'])
@@ -5467,13 +5508,14 @@ class Importer(Operator):
 
 
 # ----------------------------------------------------------------------------------------------
-# 17. Reports: status log, report, mail, hooks
+# 17. Reports: status log, report, mail, pings, hooks
 # ----------------------------------------------------------------------------------------------
-# The first three cannot harm a backup; a hook can keep one from being made.
+# The first four cannot harm a backup; a hook can keep one from being made.
 
 BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
 VARIABLES = 'VM UUID METHOD TARGET FILE SIZE STATUS BACKUP_DIR REPORT'.split()
 MOST_RECORDED, LONGEST_RECORDED = 100, 200     # warnings in a run's record, characters of one
+AGAIN = 'TRY-AGAIN'        # the word for what failed, and is tried again
 RULER = '==========================='
 ROW = ('<tr class="VM {0.status}"><td>{1}</td><td>{0.method}</td><td>{0.status}</td><td>{2}</td>'
        '<td>{3}</td></tr>\n<tr class="{0.status}"><td colspan="5">{4}</td></tr>\n')
@@ -5545,7 +5587,7 @@ def last_logged(path):
     any. If the log was rotated meanwhile, it seems to have begun when it ended."""
     host = re.escape(this_host())
     ours = f'^(.{{19}}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
-    bad = f'^.{{19}},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
+    bad = f'^.{{19}},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP|{AGAIN})(.*?) (.*)$'
     with suppress(OSError, ValueError, IndexError):
         log = decoded(load(path, 2**27))                       # bytes
         lines = findall(ours, log, MULTILINE)
@@ -5687,6 +5729,41 @@ def send_mail(settings: Settings, subject, told: Texts, outcomes: Sequence[Outco
     return not (failed or waiting)
 
 
+def without_address(error):
+    """Return what went wrong with HTTP, in words that cannot hold a part of the address."""
+    if isinstance(error, TargetError):
+        return str(error)
+    if hasattr(error, 'code'):
+        return f'HTTP {error.code}'
+    cause = getattr(error, 'reason', error)            # URLError's; SSLError's is a word
+    return (getattr(cause, 'reason', '') or getattr(cause, 'strerror', '') or
+            type(cause).__name__)
+
+
+def ping(config: Config, status, told: Texts):
+    """Tell ping_url one of PINGS, twice if need be; return whether that failed."""
+    from urllib import request
+    url, text = config.settings.ping_url.replace('{status}', '{start|success|fail}'), None
+    if not config.asks_for('ping_url') or not url or status == 'start' and '{|' in url:
+        return False
+    if '{' not in url:
+        url = sub(r'(/?)(\?|\Z)', r'{/start|\1|/fail}\2', url, count=1)
+    if config.settings.ping_body == 'summary':         # ntfy takes 4096 bytes
+        lines = [f'VmBackup {this_host()}: {status}', *map(printable, told)]
+        text = encoded('\n'.join(lines)[:3000])
+    asked = request.Request(sub(PING_WORDS, PINGS[status], url), text, {
+        'User-Agent': f'VmBackup/{VERSION}', 'Content-Type': 'text/plain; charset=utf-8'})
+    for pause in PING_PAUSES:
+        sleep(pause)
+        try:
+            bounded('its server', request.urlopen, asked, limit=PING_LIMIT).close()
+            log(f'ping_url was told: {status}')
+            return False
+        except Exception as error:                     # whatever it is, the backup stands
+            log(f'***NOTE - ping_url was not told {status}: {without_address(error)}')
+    return True
+
+
 class Turn:
     """One VM's turn in a run, so far."""
     skipped = False            # as a hook wants it
@@ -5745,6 +5822,7 @@ class Run:
     skipped = False            # as a hook wants it
     mailed = True              # unless the mail could not be sent
     signum = 0                 # of the signal that ended it
+    remark = ''                # on the lines of successes in the status log
 
     def __init__(self, config: Config):
         self.config = config
@@ -5754,7 +5832,7 @@ class Run:
         self.status_log = StatusLog(self.settings.status_log if logging else '', self.warnings)
         self.outcomes = []     # type: List[Outcome]
         self.errors = Errors()
-        self.turns = []        # type: Sequence[Any]       # all that are to be, once it is known
+        self.turns = []        # type: List[Any]           # all that are to be, once it is known
         self.numbers = itertools.count(1)      # of those
         self.left_alone = []   # type: List[str]
         self.started = iso(now())
@@ -5791,7 +5869,7 @@ class Run:
         status, minutes = outcome.status, outcome.seconds // 60
         words = [f'{status} {outcome.name}']
         if status in ('SUCCESS', 'WARNING'):
-            words.append(f'elapse:{minutes} size:{outcome.size >> 30}G')
+            words.append(f'elapse:{minutes} size:{outcome.size >> 30}G{self.remark}')
             log(self.done.format(outcome, status.replace('SUCCESS', 'Success'), minutes))
         self.status_log.write(outcome.method, 'end', *words)
 
@@ -5994,7 +6072,8 @@ class Shared(Run):
 class VmBackup(Turn):
     """The backup of one VM."""
     history = backup = began = None    # type: Any     # began: when
-    begun = False              # the export: a second try only if xapi refused it
+    begun = False              # the export: a second try only if xapi refused it, or is wanted
+    again = False              # there is to be one
     before = {}                # type: Sizes       # bytes that the files of the last one take
     reserved = 0               # bytes by which the free space shrinks while files are written
 
@@ -6009,7 +6088,24 @@ class VmBackup(Turn):
         self.exported = []     # type: List[ExportFile]
 
     def run(self):
-        """Back up between hooks, unless one skips it. Raise VmBackupError, OSError, Interrupted."""
+        """Back up; raise VmBackupError, OSError, Interrupted. What failed is tried once more if
+        that is wanted, or xapi went away before anything was exported, as that would else cost two
+        VMs their backups, unless no call waits for it now (Pool.patience)."""
+        try:
+            self.back_up_between_hooks()
+        except Exception as error:
+            code = getattr(error, 'code', '')
+            went_away = code in WENT_AWAY and self.pool.patience and (
+                code == REFUSED or not self.begun)
+            self.again = not self.shared.remark and (went_away or self.settings.retries)
+            if not self.again:
+                raise
+            if went_away and self.exporter.snapshot_may_remain:    # made as xapi starts
+                self.shared.doubtful.append(self.path)
+            raise BackupFailed(AGAIN, f'{token_of(error)}: {explain(error, self.need)}')
+
+    def back_up_between_hooks(self):
+        """Back up, unless a hook skips it. Raise VmBackupError, OSError, Interrupted."""
         shared, vm, patience = self.shared, self.job.vm, self.settings.lock_wait * 60
         known = {'vm': vm.name, 'uuid': vm.uuid, 'method': self.job.method}
         self.history = shared.store.directory_of(vm, self.pool.names)
@@ -6019,7 +6115,7 @@ class VmBackup(Turn):
                     self.skipped = shared.call_hook('backup-start', **known)
                 if self.skipped:
                     return
-                self.back_up_or_retry()
+                self.back_up()
             except BaseException as error:
                 shared.call_hook('backup-abort', self.warnings, status=token_of(error),
                                  target=self.path, **known)
@@ -6034,28 +6130,6 @@ class VmBackup(Turn):
                 self.reserved = 0
                 if self.exporter.snapshot_may_remain:
                     shared.clean_up_at_end = True
-
-    def back_up_or_retry(self):
-        """Make the backup; once more where xapi went away before anything was exported, as that
-        would else cost two VMs their backups, unless no call waits for it now (Pool.patience)."""
-        try:
-            return self.back_up()
-        except VmBackupError as error:
-            no_use = self.begun and error.code != REFUSED
-            if error.code not in WENT_AWAY or no_use or not self.pool.patience:
-                raise
-            if self.exporter.snapshot_may_remain:      # made as xapi starts
-                self.shared.doubtful.append(self.path)
-                self.shared.clean_up_at_end = True
-            log(f'***NOTE - {error}: trying {self.job.vm.name} again')
-        self.reserved = 0
-        self.held.close()
-        waited = stopwatch()
-        while waited() < RESTART_PAUSE:
-            check_signals()
-            sleep(1)
-        del self.warnings[:]
-        self.back_up()
 
     def back_up(self):
         """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
@@ -6157,7 +6231,7 @@ class VmBackup(Turn):
 
     def export(self, snapshot: Snapshot):
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
-        size = 0               # bytes
+        size, elapsed = 0, stopwatch()     # bytes
         self.begun = True
         with failing_as(self.exporter.export_token):
             self.exported = self.exporter.files(basename(self.history.directory), snapshot)
@@ -6174,6 +6248,8 @@ class VmBackup(Turn):
                     self.exporter.export(file, path, watchdog)
                     size += written(path)
         self.reserved = 0
+        self.manifest['rate'] = sum(file.snapshot.size for file in self.exported) // (
+            int(elapsed()) + 1)
         return size
 
     def verify(self):
@@ -6337,6 +6413,13 @@ class BackupRun(Shared):
                 plan.remark('WARNING', f'{job.shown}: {NO_DISK_LEFT}')
             for level, text in exporter.remarks():
                 plan.remark(level, f'{job.shown}: {text}')
+            rate = 0
+            with suppress(OSError, TargetError):       # what is wrong with it shows elsewhere
+                rate = self.store.history(path_part(vm.name)).last_owner().rate
+            for disk in exporter.disks:
+                if 0 < rate < disk.size / TASK_AGE and not exporter.archive:
+                    plan.remark('WARNING', f'{job.shown}: {disk.device} of {human_size(disk.size)} '
+                                f'took {human_size(rate)}/s last time: {ENDED}')
         Console.current.tell(vms=vms)
 
     def preview(self, line: CommandLine):
@@ -6384,6 +6467,7 @@ class BackupRun(Shared):
             log('SUCCESS check of parameters ' + (WARNINGS_FOUND if plan.warnings else ''))
             self.skipped = self.call_hook('job-start')
             if not self.skipped:
+                ping(self.config, 'start', ())
                 self.execute(plan)
             self.closing = 'job-end'
 
@@ -6438,6 +6522,8 @@ class BackupRun(Shared):
         self.status_log.begin()
         token = self.verdict().token
         self.status_log.write('vmbackup.py', 'end', token, str(self.counts()))
+        if not self.skipped:
+            ping(self.config, 'fail' if token == ERROR.token else 'success', self.summary())
         self.report_end('')
         if self.closing or self.skipped:
             self.call_hook('log-end', self.warnings, status=token)
@@ -6463,16 +6549,18 @@ class BackupRun(Shared):
                 self.back_up_pool_database()
         for failure in plan.failures:
             self.add(failure)
-        self.turns = [VmBackup(self, job) for job in plan.jobs]
-        if self.settings.parallel > 1:
-            self.side_by_side()
-        else:
-            for method in ('vdi-export', 'vm-export'):
-                log(f'************ {method}= ***************')
-                for backup in self.turns:
-                    if backup.job.method == method:
-                        check_signals()
-                        self.attempt(backup, backup.run)
+        self.back_up(plan.jobs)
+        again = [turn.job for turn in self.turns if turn.again]
+        if again:
+            waited = stopwatch()
+            while waited() < RESTART_PAUSE:
+                check_signals()
+                sleep(1)
+            self.left_alone += [f'failed at first: {each.name}: {each.error}'
+                                for each in self.outcomes if each.status == AGAIN]
+            self.outcomes = [each for each in self.outcomes if each.status != AGAIN]
+            self.remark = ' try:2'
+            self.back_up(again)
         check_signals()
         if self.clean_up_at_end or self.not_removed:
             self.clean_up()
@@ -6482,7 +6570,20 @@ class BackupRun(Shared):
         log(RULER)
         self.show_space('Space status')
 
-    def side_by_side(self):
+    def back_up(self, jobs: Sequence[Job]):
+        """Back up some VMs. Raise Interrupted."""
+        turns = [VmBackup(self, job) for job in jobs]
+        self.turns += turns
+        if self.settings.parallel > 1:
+            return self.side_by_side(turns)
+        for method in ('vdi-export', 'vm-export'):
+            log(f'************ {method}= ***************')
+            for turn in turns:
+                if turn.job.method == method:
+                    check_signals()
+                    self.attempt(turn, turn.run)
+
+    def side_by_side(self, turns: Sequence[VmBackup]):
         """Back up several VMs at once, each in a thread, the largest first."""
         import queue
         log(f'************ parallel= {self.settings.parallel} ***************')
@@ -6498,11 +6599,11 @@ class BackupRun(Shared):
                 ended.put(backup)
 
         srs = {}               # type: Dict[VmBackup, Set[str]]    # uuids of those with its disks
-        for backup in self.turns:
+        for backup in turns:
             with suppress(VmBackupError, ValueError):              # its own turn will show that
                 backup.exporter.choose(backup.job.vm)
             srs[backup] = {disk.sr_uuid for disk in backup.exporter.disks}
-        waiting = sorted(self.turns, key=lambda backup: -sum(
+        waiting = sorted(turns, key=lambda backup: -sum(
             disk.size for disk in backup.exporter.disks))
         running = []           # type: List[VmBackup]
         per_sr = self.settings.parallel_per_sr or self.settings.parallel
@@ -6581,6 +6682,10 @@ class BackupRun(Shared):
                                                  file_name=partial).splitlines())
                 if self.settings.verify == 'yes':
                     self.verifier.prove(partial)
+            with tolerating(self.warnings, 'its version is not recorded'):
+                write_json(path + '.json', self.identity)
+                log('pool database of xapi {0[xapi]}: only a pool of the same version takes it '
+                    'back'.format(self.identity))
             with tolerating(self.warnings, 'cannot delete old dumps'):
                 for old in prune_pool_dumps(path, self.settings.pool_db_max_backups):
                     log(f'Deleting oldest pool database dump {old}')
@@ -7013,6 +7118,8 @@ def run_protect(line: CommandLine):
 # 21. Restores: restore, test-restore
 # ----------------------------------------------------------------------------------------------
 
+NO_NETWORK = {'name_label': 'none', 'uuid': 'left out'}
+
 
 class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
@@ -7181,6 +7288,9 @@ class Restorer(Importer):
 
     def run(self, chosen: Chosen):
         """Plan, verify, restore."""
+        for word in ['attach'] if chosen.whole else ['preserve', 'start', 'network']:
+            if self.options[word]:
+                raise UsageError(f'{word}= does not apply to {chosen.path}')
         target = self.plan(chosen, self.options['name'])
         if self.options['preview']:
             log('SUCCESS preview of restore: nothing was changed', loud=True)
@@ -7204,9 +7314,6 @@ class Restorer(Importer):
         elif manifest.uuid not in ('', *names) and manifest.name in names.values():
             log(f'***NOTE - this backup is of an earlier VM of this name, {manifest.uuid}',
                 loud=True)
-        for word in ['attach'] if chosen.whole else ['preserve', 'start']:
-            if self.options[word]:
-                raise UsageError(f'{word}= does not apply to {chosen.path}')
         if chosen.whole:
             return self.plan_vm(chosen, label_part(name), vms)
         return self.plan_disk(chosen, label_part(name))
@@ -7235,20 +7342,39 @@ class Restorer(Importer):
             if self.options['start'] and vm['power_state'] == 'Running' and (
                     original == vm['name_label'] or chosen.backup.manifest.uuid == vm['uuid']):
                 log(f'***WARNING - start=True: the original runs, {labelled(vm)} (shut it down '
-                    'first, or restore without start: two of one IP address disturb each other)')
+                    'first, or use network=none: two of one IP address disturb each other)')
         disks = {disk.device: disk.size for disk in found.disks if disk.device}
         total = sum(disks.values())
         sr = self.sr(total, f'  new VM:   {name} (original: {original})')
         for device, size in disks.items():
             log(f'  disk:     {device_name("", device)} of {human_size(size)}')
-        networks = self.pool.records('network').values()
-        for device, label, bridge in found.vifs:
-            # Any of that name, or else of that bridge (xapi: import.ml).
-            same = ([each for each in networks if each['name_label'] == label] or
-                    [each for each in networks if each['bridge'] == bridge])
+        return Target(name, sr, total, disks, preserve, networks=self.networks(found.vifs))
+
+    def networks(self, vifs: Sequence[Texts]):
+        """Return what network= has the networks of an archive become; log where all VIFs go."""
+        known = list(self.pool.records('network').values())
+        wanted, moved = {}, {}     # type: Records, Dict[str, Strings]     # '': all others
+        for part in filter(None, self.options['network'].split(',')):
+            old, _, new = part.rpartition(':')
+            found = [each for each in known if new in (each['uuid'], each['name_label'])]
+            if new == 'none':
+                found = [NO_NETWORK]
+            if len(found) != 1:
+                raise UsageError(f'no single network is {new} (choose one, network=UUID): '
+                                 + abbreviate(list(map(labelled, found or known))))
+            wanted[old], = found
+        for device, label, bridge, number in vifs:
+            # Any of that name, or else that of the bridge (xapi: import.ml).
+            same = ([each for each in known if each['name_label'] == label] or
+                    [each for each in known if each['bridge'] == bridge])
+            new = wanted.get(label) or wanted.get(bridge) or wanted.get('')
+            if new:
+                same, moved[number] = [new], {}
+                if new is not NO_NETWORK:
+                    moved[number] = {'name_label': new['uuid'], 'bridge': new['bridge']}
             log(f'  network:  VIF {device} in ' + (
                 ' or '.join(map(labelled, same)) or f'{label}, which is not here: it will be made'))
-        return Target(name, sr, total, disks, preserve)
+        return moved
 
     def sr(self, size, title):
         """Return the record of the SR for disks of so many bytes: that of sr=, a name or uuid, or
@@ -7390,7 +7516,7 @@ class TestRestore(Run):
                 if chosen.form != '.xva':              # those checksums xapi compares
                     restorer.verify(chosen)
                 with restorer.restoring(target.name, False) as record:
-                    restorer.put(chosen, target, record, cut_off=True)
+                    restorer.put(chosen, target, record)
                 check_signals()
                 turn.size += size_of(chosen.path)
                 log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
@@ -7412,7 +7538,7 @@ def run_test_restore(line: CommandLine):
     test = TestRestore(sources)
     be_gentle(False)
     with test.until_ended(), Pool.connect(line) as pool:
-        test.run(line.word, Restorer(pool, sources, line.options))
+        test.run(line.word, Restorer(pool, sources, dict(line.options, network='none')))
     test.report_end('test-restore ')
     return test.verdict().status
 
@@ -7568,7 +7694,7 @@ def run_extract(line: CommandLine):
 
 
 # ----------------------------------------------------------------------------------------------
-# 23. Checks: status, check-config, test-mail
+# 23. Checks: status, check-config, test-mail, test-ping
 # ----------------------------------------------------------------------------------------------
 
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
@@ -7746,6 +7872,20 @@ def run_test_mail(line: CommandLine):
     return SUCCESS.status
 
 
+def run_test_ping(line: CommandLine):
+    """The command `test-ping`; return the exit status. Raise VmBackupError."""
+    line.options['ignore_extra_keys'] = 'yes'
+    config = open_config(line).config
+    if not config.settings.ping_url:
+        raise ConfigError(f'ping_url is empty: nobody would be told (set it in {line.path})')
+    for status in 'start', 'success':
+        if ping(config, status, ['This is a test: nothing was backed up.']):
+            log('ERROR test-ping: it failed (see above)')
+            return ERROR.status
+    log('SUCCESS test-ping: check what the service shows')
+    return SUCCESS.status
+
+
 # ----------------------------------------------------------------------------------------------
 # 24. Command line: help texts, main
 # ----------------------------------------------------------------------------------------------
@@ -7878,6 +8018,10 @@ restore [<vm|uuid|backup|file>]
     name=<new-name>        of the VM or disk (default: its own, if that is free)
     preserve               keep the MAC addresses; refused while the VM is there
     start                  start the VM
+    network=<none|name|uuid|OLD:NEW,...>
+                           where its VIFs go: none (it has none then), or one
+                           network for all, or NEW for those in OLD (default:
+                           where the backup has them)
     disk=<device|position|name|uuid|all>
                            only this disk of the backup (see extract)
     attach=<vm|uuid>       a disk: put it on this VM, which has to be halted
@@ -8004,6 +8148,12 @@ test-mail <config-file>
 
   VmBackup.py test-mail /root/night.cfg
   VmBackup.py test-mail /root/night.cfg mail_to=me@example.com
+
+test-ping <config-file>
+  tell ping_url that a run began and ended well, as that would
+{config}
+
+  VmBackup.py test-ping /root/night.cfg
 
 create-password-file <file>
   write a password file, which only its owner can read
@@ -8138,8 +8288,8 @@ class Command(NamedTuple):
             if not text and name not in KEY:
                 raise ValueError('is empty')
         except ValueError as error:                    # a flag's may be a password
-            raise self.error(f'invalid value: {name}={"" if is_flag else text}',
-                             f'{error}{key.hint()}; ')
+            shown = '' if is_flag else public(name, text)
+            raise self.error(f'invalid value: {name}={shown}', f'{error}{key.hint()}; ')
         if is_flag:
             return 'yes' if value in ('yes', 'true') else ''
         return text if key is KEY.get(name) else value
@@ -8169,7 +8319,7 @@ COMMANDS = read_commands()
 def value_text(name, config: Config):
     """Return what a config file says for a key's value, wherever it is read. Raise ConfigError."""
     value, place = config.given[name]
-    if CONVERSIONS.get(name) is absolute:
+    if CONVERSIONS.get(name) in (absolute, ping_address):      # as it is, or no secret
         value = portable(getattr(config.settings, name))
     if not search('[\r\n\ud800-\udfff]', value):       # such as a byte that is no UTF-8
         for text in value, f'"{value}"', f"'{value}'":
@@ -8215,8 +8365,8 @@ RUNS = {'backup': run_backup, 'preview': run_backup, 'list': run_list, 'verify':
         'restore': run_restore, 'extract': run_extract, 'test-restore': run_test_restore,
         'stream': run_stream, 'prune': run_prune, 'protect': run_protect,
         'unprotect': run_protect, 'status': run_status, 'check-config': run_check_config,
-        'config': run_config, 'test-mail': run_test_mail, 'example': run_help,
-        'create-password-file': run_create_password_file, 'help': run_help}
+        'config': run_config, 'test-mail': run_test_mail, 'test-ping': run_test_ping,
+        'create-password-file': run_create_password_file, 'example': run_help, 'help': run_help}
 
 
 def misplaced(word, line: Texts):

@@ -937,7 +937,7 @@ class Leftovers(RestoreCase):
 
 
 def rewritten(ova, name, *more):
-    return VmBackup.rewrite_for_import(ova, VmBackup.Target(name, {}, 0), *more)
+    return VmBackup.rewrite_for_import(ova, name, *more, {})
 
 
 class OvaXml(unittest.TestCase):

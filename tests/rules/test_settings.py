@@ -71,10 +71,8 @@ KEYS = {
     'mail_helo': ('', {'xen1.example.com': 'xen1.example.com', '[10.0.0.5]': '[10.0.0.5]',
                        '[IPv6:fe80::1]': '[IPv6:fe80::1]'}, ['a b', 'é.example', 'a@b', '<x>']),
     'mail_mode': ('always', {'Problems': 'problems', 'never': 'never'}, ['', 'errors']),
-    'ping_url': ({}, {'http://h:1/x?y': {'start': 'http://h:1/x/start?y', 'success':
-                                         'http://h:1/x?y', 'fail': 'http://h:1/x/fail?y'},
-                      'https://[::1]/{|a|}': {'success': 'https://[::1]/a', 'fail':
-                                              'https://[::1]/'}, '': {}},
+    'ping_url': ('', {'http://h:1/x?y': 'http://h:1/x?y', '': '',
+                      'https://[::1]/{|a|}': 'https://[::1]/{|a|}'},
                  ['h', 'ftp://h/', 'https://', 'https://u:p@h/', 'https://h/{x}', 'https://h/ x']),
     'ping_body': ('none', {'Summary': 'summary'}, ['', 'log']),
 }

@@ -264,14 +264,14 @@ class PoolDatabase(RunCase):
         self.assertEqual([newest, foreign], [self.dumps()[0], self.dumps()[-1]])
         self.assertEqual(3, len(self.dumps()))
 
-    def test_the_versions_that_take_a_dump_back_are_told_recorded_and_deleted_with_it(self):
-        words = 'of xapi %s, database schema 5.786: only a pool of that schema takes it' % (
-            self.sim.pool.xapi_version)
+    def test_the_version_that_takes_a_dump_back_is_told_recorded_and_deleted_with_it(self):
+        version = self.sim.pool.xapi_version
+        words = 'of xapi %s: only a pool of the same version takes it back' % version
         for _ in range(2):
             done = self.ends(0, 'vm-export=db', pool_db_backup=1, pool_db_max_backups=1)
             self.assertIn('pool database ' + words, done.lines)
             dump, = self.dumps()
-            self.assertEqual('5.786', json.loads(self.read(dump + '.json'))['db_schema'])
+            self.assertEqual(version, json.loads(self.read(dump + '.json'))['xapi'])
             self.assertEqual(2, len(os.listdir(os.path.dirname(dump))))
 
     def test_an_old_dump_that_cannot_be_deleted_is_a_warning_and_the_new_one_stands(self):
