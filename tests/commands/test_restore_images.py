@@ -142,8 +142,8 @@ class Forms(ImageCase):
         path = self.newest('web', 'web.vhd')
         self.fault('vdi-import', 'print', exit=1, stderr='vhd-tool: unimplemented: prezeroed')
         done = self.assert_ends(2, self.restore(path))
-        self.assertIn(' (this storage takes no VHD: pack the image, gzip -k FILE, and restore '
-                      'FILE.gz, which goes in as raw)', done.lines[-1])
+        self.assertIn(' (this storage takes no VHD: pack it, gzip -k FILE, and restore FILE.gz as '
+                      'raw)', done.lines[-1])
         with open(path, 'rb') as stream:
             packed = self.put_file('web.vhd.gz', gzip.compress(stream.read()))
         self.ok(self.restore(packed, 'from=' + self.config()))

@@ -327,7 +327,7 @@ class Restarts(StallCase):
         self.script = self.changed_script(RESTART_PAUSE=60)
         self.fault('vm-snapshot', 'print', exit=1, stderr='Lost connection to the server.')
         child = self.start_until('vm-snapshot', 1, 'password', self.config('vm-export=web'))
-        self.wait_for(lambda: 'vm-export,end,TRY-AGAIN web' in self.status()[:-1])
+        self.wait_for(lambda: 'vm-export,end,TRY-AGAIN web' in self.status())
         done = self.signalled(child)
         self.assertEqual(1, self.verbs().count('vm-snapshot'), done.output)
         self.assertIn('FAILED web (TRY-AGAIN): SNAPSHOT-FAIL: ', done.output)
