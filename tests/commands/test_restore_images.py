@@ -133,7 +133,8 @@ class Forms(ImageCase):
             done = self.ends(2, 'vdi-export=web', vdi_export_format='vhd', stall_timeout=SHORT,
                              vdi_compress=compress)
             self.assertRegex(done.output, r'VDI-EXPORT-FAIL web: no progress for 0.01 minutes '
-                             r'\(stall_timeout\), with \S+ MiB exported: ' + words)
+                             r'\(stall_timeout\), with \S+ MiB exported\n')
+            self.assertIn('***NOTE - %s: xvda of 3.0 MiB ' % words, done.output)
             self.sim.restart()
 
     def test_storage_that_takes_no_vhd_is_told_with_what_works_there(self):
