@@ -1388,11 +1388,11 @@ LAST_WORDS = 1             # seconds for the output of a hook that has ended to 
 LONGEST_LINE = 8192        # bytes of it in one line of the log
 LOOK_EVERY = 5             # seconds between a watchdog's checks, at most
 WATCH_EVERY = 0.5          # seconds between checks of a file that is read
-# The codes of what xe says: of a connection (xapi: xe-cli/newcli.ml; recorded from xapi 25.33.2 and
-# 26.17.0), or an error of xapi, as its sentence (xapi: datamodel_errors.ml) or else its code.
 TASK_AGE = 86400           # seconds; xapi: db_gc_util.ml, timeout_tasks
 ENDED = ('xapi ends a task of over 24 hours whose progress, of a disk in whole percents, stands '
          'still for 30 seconds (set a higher pending_task_timeout in /etc/xapi.conf)')
+# The codes of what xe says: of a connection (xapi: xe-cli/newcli.ml; recorded from xapi 25.33.2 and
+# 26.17.0), or an error of xapi, as its sentence (xapi: datamodel_errors.ml) or else its code.
 XE_CODES = {
     REFUSED: 'Connection refused',
     UNREACHABLE: 'Lost connection|Connection reset|Broken pipe|Unable to contact',
@@ -2983,7 +2983,7 @@ class Manifest(NamedTuple):
     test_restore: Record = {}
     digests: Record = {}       # SHA-256 by the names of the files, uncompressed
     known: bool = False        # whether there is one
-    rate: int = 0              # bytes of disks that were exported in a second, if that is known
+    rate: int = 0              # bytes of a disk that were exported in a second, the most, if known
 
     def images(self):
         """Return the names of the archives and images."""
@@ -4390,19 +4390,19 @@ def form_of(name):
     return form if form in FORMS else ''
 
 
-def rewrite_for_import(ova, name, mark, moved: Texts, networks: Dict[str, Strings]):
+def rewrite_for_import(ova, name, mark, moved: Texts, networks: Record):
     """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
     ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
     (xapi: import.ml). The ids of disks that are moved begin with LAST. Networks get their fields by
-    their ids, or with {} are left out, and what is in them. Raise Damaged."""
+    their ids; those without a bridge are left out, and VIFs in them. Raise Damaged."""
     import xmlrpc.client
     new = {'VM': {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
                   'ha_always_run': False},             # an import keeps the next: see check_unused
            'VM_metrics': {'start_time': xmlrpc.client.DateTime('19700101T00:00:00Z')}}
     with damaged_if_malformed():
         document = xmlrpc_value(ova)
-        document['objects'] = [each for each in document['objects'] if networks.get(
-            each['snapshot'].get('network', each['id'])) != {}]
+        document['objects'] = [each for each in document['objects'] if all(networks.get(
+            each['snapshot'].get('network', each['id']), {}).values())]
         for each in document['objects']:
             record = each['snapshot']
             for place, field in ((each, 'id'), (record, 'VDI'), (record, 'suspend_VDI')):
@@ -5265,7 +5265,7 @@ class Target(NamedTuple):
     preserve: bool = False     # the MAC addresses
     attach: str = ''           # uuid of the VM that gets the disk
     device: str = ''           # user device that the disk becomes there
-    networks: Dict[str, Strings] = {}  # what those of an archive become, as rewrite_for_import has
+    networks: Record = {}      # what those of an archive become, as rewrite_for_import has
 
 
 def in_words(made: Marked):
@@ -5676,9 +5676,7 @@ def without_address(error):
         return str(error)
     if hasattr(error, 'code'):
         return f'HTTP {error.code}'
-    cause = getattr(error, 'reason', error)            # URLError's; SSLError's is a word
-    return (getattr(cause, 'reason', '') or getattr(cause, 'strerror', '') or
-            type(cause).__name__)
+    return type(getattr(error, 'reason', error)).__name__      # of URLError's
 
 
 def ping(config: Config, status, told: Texts):
@@ -5690,8 +5688,7 @@ def ping(config: Config, status, told: Texts):
     if '{' not in url:
         url = sub(r'(/?)(\?|\Z)', r'{/start|\1|/fail}\2', url, count=1)
     if config.settings.ping_body == 'summary':         # ntfy takes 4096 bytes
-        lines = [f'VmBackup {this_host()}: {status}', *map(printable, told)]
-        text = encoded('\n'.join(lines)[:3000])
+        text = encoded('\n'.join([f'VmBackup {this_host()}: {status}', *told])[:3000])
     asked = request.Request(sub(PING_WORDS, PINGS[status], url), text, {
         'User-Agent': f'VmBackup/{VERSION}', 'Content-Type': 'text/plain; charset=utf-8'})
     for pause in PING_PAUSES:
@@ -5925,6 +5922,7 @@ class Shared(Run):
         self.not_removed = {}  # type: Dict[str, str]      # uuids of snapshots by their directories
         self.doubtful = []     # type: List[str]       # their snapshots: of others, or to come
         self.others = Counter()    # backups in others' directories, by where, whose, what to do
+        self.again = []        # type: List[Job]       # to be tried once more
         self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
         self.recorded = ExitStack()    # in backup_dir, once it is so: what its end does there
 
@@ -6014,7 +6012,6 @@ class VmBackup(Turn):
     """The backup of one VM."""
     history = backup = began = None    # type: Any     # began: when
     begun = False              # the export: a second try only if xapi refused it, or is wanted
-    again = False              # there is to be one
     before = {}                # type: Sizes       # bytes that the files of the last one take
     reserved = 0               # bytes by which the free space shrinks while files are written
 
@@ -6032,17 +6029,18 @@ class VmBackup(Turn):
         """Back up; raise VmBackupError, OSError, Interrupted. What failed is tried once more if
         that is wanted, or xapi went away before anything was exported, as that would else cost two
         VMs their backups, unless no call waits for it now (Pool.patience)."""
+        shared = self.shared
         try:
             self.back_up_between_hooks()
         except Exception as error:
             code = getattr(error, 'code', '')
             went_away = code in WENT_AWAY and self.pool.patience and (
                 code == REFUSED or not self.begun)
-            self.again = not self.shared.remark and (went_away or self.settings.retries)
-            if not self.again:
+            if shared.remark or not (went_away or self.settings.retries):
                 raise
             if went_away and self.exporter.snapshot_may_remain:    # made as xapi starts
-                self.shared.doubtful.append(self.path)
+                shared.doubtful.append(self.path)
+            shared.again.append(self.job)
             raise BackupFailed(AGAIN, f'{token_of(error)}: {explain(error, self.need)}')
 
     def back_up_between_hooks(self):
@@ -6177,7 +6175,7 @@ class VmBackup(Turn):
 
     def export(self, snapshot: Snapshot):
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
-        size, elapsed = 0, stopwatch()     # bytes
+        size = 0               # bytes
         self.begun = True
         with failing_as(self.exporter.export_token):
             self.exported = self.exporter.files(basename(self.history.directory), snapshot)
@@ -6193,9 +6191,9 @@ class VmBackup(Turn):
                 with blaming_room(path, self.need):
                     self.exporter.export(file, path, watchdog)
                     size += written(path)
+                rate = int(file.snapshot.size / watchdog.seconds())
+                self.manifest['rate'] = max(rate, self.manifest.get('rate', 0))
         self.reserved = 0
-        self.manifest['rate'] = sum(file.snapshot.size for file in self.exported) // (
-            int(elapsed()) + 1)
         return size
 
     def verify(self):
@@ -6364,8 +6362,8 @@ class BackupRun(Shared):
                 rate = self.store.history(path_part(vm.name)).last_owner().rate
             for disk in exporter.disks:
                 if 0 < rate < disk.size / TASK_AGE and not exporter.archive:
-                    plan.remark('WARNING', f'{job.shown}: {disk.device} of {human_size(disk.size)} '
-                                f'took {human_size(rate)}/s last time: {ENDED}')
+                    plan.remark('WARNING', f'{job.shown}: {disk.device} takes over 24 hours at '
+                                f'the last rate: {ENDED}')
         Console.current.tell(vms=vms)
 
     def preview(self, line: CommandLine):
@@ -6496,17 +6494,14 @@ class BackupRun(Shared):
         for failure in plan.failures:
             self.add(failure)
         self.back_up(plan.jobs)
-        again = [turn.job for turn in self.turns if turn.again]
-        if again:
+        if self.again:
             waited = stopwatch()
             while waited() < RESTART_PAUSE:
                 check_signals()
                 sleep(1)
-            self.left_alone += [f'failed at first: {each.name}: {each.error}'
-                                for each in self.outcomes if each.status == AGAIN]
             self.outcomes = [each for each in self.outcomes if each.status != AGAIN]
             self.remark = ' try:2'
-            self.back_up(again)
+            self.back_up(self.again)
         check_signals()
         if self.clean_up_at_end or self.not_removed:
             self.clean_up()
@@ -7064,7 +7059,7 @@ def run_protect(line: CommandLine):
 # 21. Restores: restore, test-restore
 # ----------------------------------------------------------------------------------------------
 
-NO_NETWORK = {'name_label': 'none', 'uuid': 'left out'}
+NO_NETWORK = {'name_label': 'none', 'uuid': 'left out', 'bridge': ''}
 
 
 class Sources:
@@ -7299,25 +7294,21 @@ class Restorer(Importer):
     def networks(self, vifs: Sequence[Texts]):
         """Return what network= has the networks of an archive become; log where all VIFs go."""
         known = list(self.pool.records('network').values())
-        wanted, moved = {}, {}     # type: Records, Dict[str, Strings]     # '': all others
-        for part in filter(None, self.options['network'].split(',')):
-            old, _, new = part.rpartition(':')
-            found = [each for each in known if new in (each['uuid'], each['name_label'])]
-            if new == 'none':
-                found = [NO_NETWORK]
-            if len(found) != 1:
-                raise UsageError(f'no single network is {new} (choose one, network=UUID): '
-                                 + abbreviate(list(map(labelled, found or known))))
-            wanted[old], = found
+        old, _, new = self.options['network'].rpartition(':')
+        chosen = [each for each in known if new in (each['uuid'], each['name_label'])]
+        if new == 'none':
+            chosen = [NO_NETWORK]
+        elif new and len(chosen) != 1:
+            raise UsageError(f'no single network is {new} (choose one, network=UUID): '
+                             + abbreviate(list(map(labelled, chosen or known))))
+        moved = {}             # type: Dict[str, Strings]
         for device, label, bridge, number in vifs:
             # Any of that name, or else that of the bridge (xapi: import.ml).
             same = ([each for each in known if each['name_label'] == label] or
                     [each for each in known if each['bridge'] == bridge])
-            new = wanted.get(label) or wanted.get(bridge) or wanted.get('')
-            if new:
-                same, moved[number] = [new], {}
-                if new is not NO_NETWORK:
-                    moved[number] = {'name_label': new['uuid'], 'bridge': new['bridge']}
+            if new and old in ('', label, bridge):
+                same = chosen
+                moved[number] = {'name_label': same[0]['uuid'], 'bridge': same[0]['bridge']}
             log(f'  network:  VIF {device} in ' + (
                 ' or '.join(map(labelled, same)) or f'{label}, which is not here: it will be made'))
         return moved
@@ -7802,14 +7793,11 @@ def run_test_mail(line: CommandLine):
 
 def run_test_ping(line: CommandLine):
     """The command `test-ping`; return the exit status. Raise VmBackupError."""
-    line.options['ignore_extra_keys'] = 'yes'
     config = open_config(line).config
     if not config.settings.ping_url:
         raise ConfigError(f'ping_url is empty: nobody would be told (set it in {line.path})')
-    for status in 'start', 'success':
-        if ping(config, status, ['This is a test: nothing was backed up.']):
-            log('ERROR test-ping: it failed (see above)')
-            return ERROR.status
+    if ping(config, 'success', ['This is a test: nothing was backed up.']):
+        raise VmBackupError('test-ping: it failed (see above)')
     log('SUCCESS test-ping: check what the service shows')
     return SUCCESS.status
 
@@ -7946,7 +7934,7 @@ restore [<vm|uuid|backup|file>]
     name=<new-name>        of the VM or disk (default: its own, if that is free)
     preserve               keep the MAC addresses; refused while the VM is there
     start                  start the VM
-    network=<none|name|uuid|OLD:NEW,...>
+    network=<none|name|uuid|OLD:NEW>
                            where its VIFs go: none (it has none then), or one
                            network for all, or NEW for those in OLD (default:
                            where the backup has them)
@@ -8078,7 +8066,7 @@ test-mail <config-file>
   VmBackup.py test-mail /root/night.cfg mail_to=me@example.com
 
 test-ping <config-file>
-  tell ping_url that a run began and ended well, as that would
+  tell ping_url that a run ended well, as that would
 {config}
 
   VmBackup.py test-ping /root/night.cfg

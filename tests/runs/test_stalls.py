@@ -215,8 +215,7 @@ class Old(StallCase):
             done = self.command(len(warned), 'password', self.config(
                 'vdi-export=web', 'vm-export=db'), 'preview')
             self.assertEqual(warned, re.findall(
-                r'WARNING - web: (\w+) of \S+ \w+ took \S+ \w+/s last time: ' + words,
-                done.output))
+                r'NG - web: (\w+) takes over 24 hours at the last rate: ' + words, done.output))
         path = self.newest('web', 'backup.json')
         for rate in ('"x"', -1, [], 10**18):
             with open(path) as stream:
