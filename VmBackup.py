@@ -8066,10 +8066,11 @@ test-mail <config-file>
   VmBackup.py test-mail /root/night.cfg mail_to=me@example.com
 
 test-ping <config-file>
-  tell ping_url that a run ended well, as that would
+  tell ping_url that a run ended well
 {config}
 
   VmBackup.py test-ping /root/night.cfg
+  VmBackup.py test-ping /root/night.cfg ping_body=summary
 
 create-password-file <file>
   write a password file, which only its owner can read
