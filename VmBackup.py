@@ -2596,19 +2596,13 @@ def blaming_room(path, need=''):
         raise
 
 
-def size_of(path):
-    """Return the bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
+def size_of(path, on_disk=False):
+    """Return the bytes of a file, or those that it takes on disk, where it may be sparse; 0 if
+    there is none. Raise OSError, as of a share in trouble."""
     with suppress(FileNotFoundError, NotADirectoryError):
         status = status_of(path)
-        return status.st_size if S_ISREG(status.st_mode) else 0
-    return 0
-
-
-def occupied(path):
-    """Return the bytes that a file, if it is there, takes on disk, where it may be sparse."""
-    with suppress(FileNotFoundError):
-        found = status_of(path)
-        return min(found.st_size, found.st_blocks * 512)
+        if S_ISREG(status.st_mode):
+            return min(status.st_size, status.st_blocks * 512) if on_disk else status.st_size
     return 0
 
 
@@ -3058,7 +3052,7 @@ class Backup(NamedTuple):
 
     def occupied(self):
         """Return the bytes that its files take on disk. Raise OSError."""
-        return sum(occupied(self.file(name)) for name in self.files())
+        return sum(size_of(self.file(name), True) for name in self.files())
 
     def unchanged_for(self):
         """Return the seconds since anything in it changed, by the share's clock. Raise OSError."""
@@ -3263,7 +3257,7 @@ class History:
         for backup in self.completed():
             for name in names if owner.rotates(backup) else ():
                 with suppress(OSError):
-                    sizes[name] = occupied(backup.file(name)) or sizes.get(name, 0)
+                    sizes[name] = size_of(backup.file(name), True) or sizes.get(name, 0)
         return sizes
 
     def with_intent(self):
@@ -7380,7 +7374,7 @@ def allocated(chosen: Chosen):
             return None
         if chosen.form == '.xva':
             return sum(len(data) for _, data in reader.disk(chosen.disk.id, True))
-    return min(chosen.disk.size, occupied(chosen.path))
+    return min(chosen.disk.size, size_of(chosen.path, True))
 
 
 def hashing(pieces: Located, digest):
@@ -7418,7 +7412,7 @@ def extract_to_file(chosen: Chosen, path, config: Config, hashed):
             raise TargetError(reason_of(OSError(ENOSPC, '', path),
                                         f'; the disk needs {human_size(need)}'))
         told = extract(chosen, lambda pieces: write_sparse(stream, pieces), config, hashed)
-    log(f'extracted: {path}, {told}, on disk {human_size(occupied(path))}', loud=True)
+    log(f'extracted: {path}, {told}, on disk {human_size(size_of(path, True))}', loud=True)
     tell_partitions(path)
 
 
