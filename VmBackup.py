@@ -1148,7 +1148,7 @@ class Plan:
             return ': ' + self.former[rule.word]
         text = HIDDEN.sub('', sub(r'\s', ' ', rule.text))      # what looks like a blank, or nothing
         remark = '' if text == rule.text else ' (in plain letters and blanks)'
-        for parts in () if rule.method == 'vm' else ([text], text.split(',', 100)):
+        for parts in [text], text.split(',', 100):
             lines = []         # type: List[Rule]
             with suppress(ValueError):
                 for part in parts:
@@ -1533,19 +1533,6 @@ class Signals:
             ': what may be left in the pool has its record in backup_dir, for the next run'
             if self.overdue and not self.at_once else ''))
 
-    @contextmanager
-    def ending(self, children: Sequence[Popen]):
-        """Let a signal end these children; raise Interrupted once they have ended by one."""
-        self.children.update(children)
-        if self.received:
-            send_signal(SIGTERM, *children)
-        try:
-            yield
-        finally:
-            self.children.difference_update(children)
-        if self.received:
-            raise self.reason()
-
 
 Signals.current = Signals()        # those that this process handles
 
@@ -1608,8 +1595,15 @@ def attend(children: Sequence[Popen], work: Callable, argv: Texts, limit, cuttab
         elif waited() >= limit:
             raise CommandFailed(f'still running after {limit:g} seconds: {quoted(argv)}', TIMED_OUT)
 
-    with signals.ending(children):
+    signals.children.update(children)
+    if signals.received:
+        send_signal(SIGTERM, *children)
+    try:
         bounded('', work, watch=watch, every=watchdog.every if watchdog else WATCH_EVERY)
+    finally:
+        signals.children.difference_update(children)
+    if signals.received:
+        raise signals.reason()
 
 
 def run(argv: Texts, timeout, cuttable=False, watchdog: Optional[Watchdog] = None, packer=None):
@@ -1662,13 +1656,12 @@ def run_hook(argv: Texts, own: Dict[str, bytes], timeout, cuttable, tell: Callab
                 last.append(line.decode('utf-8', 'replace').rstrip('\r\n'))
                 tell(last[-1])
 
-    def ended():       # it is not reaped, so nobody gets its group's number
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-
     with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **own}) as child:
         listener = Thread(target=listen, daemon=True)
         listener.start()
-        attend([child], ended, argv, timeout, cuttable)
+        # It is not reaped, so nobody gets its group's number.
+        attend([child], lambda: os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT), argv,
+               timeout, cuttable)
         listener.join(LAST_WORDS)
     status = child.returncode
     if status:
