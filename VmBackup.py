@@ -1185,8 +1185,6 @@ class Plan:
                 if name not in [failure.name for failure in self.failures]:
                     self.failures.append(Outcome(name, None, rule.method, 'VM-NOT-FOUND',
                                                  error='not in the pool' + hint))
-        if not hint and level != 'ERROR':
-            line = ''
         self.remark(level, f'{self.lacking}: {rule}{line}{hint}')
 
 
