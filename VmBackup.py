@@ -510,15 +510,6 @@ def abbreviate(texts: Texts):
     return ', '.join(texts[:MOST_NAMES]) + (f' and {more} more' if more > 0 else '')
 
 
-def cut(text, columns):
-    """Return as much of a text as a terminal shows in so many columns, or less."""
-    for index, letter in enumerate(text):
-        columns -= 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
-        if columns < 0:
-            return text[:index]
-    return text
-
-
 def shell_word(text):
     """Return text as one word for bash, which can be shown and pasted whatever is in it."""
     text = portable(text)
@@ -599,7 +590,7 @@ class Console:
         if self.passing:
             import shutil
             width, height = shutil.get_terminal_size()             # 0 on a serial console
-            self.shown = '\n'.join(cut(each, (width or 80) - 1) for each in
+            self.shown = '\n'.join(each[:(width or 80) - 1] for each in
                                    list(self.passing.values())[:height or 24])
         self.put(self.stream, clear + text + self.shown)
 
@@ -644,7 +635,6 @@ def log(*lines, loud=False):
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
 NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # no other of Python's
-FAMILIAR = {'dry_run': 'preview', 'check': 'check-config'}     # words of other programs
 
 
 class Rule(NamedTuple):
@@ -688,8 +678,7 @@ def unquoted(text, marks='#'):
 def nearest(word, known: Iterable[str], remark=', perhaps {}'):
     """Return a remark on what a mistyped word may stand for, '' where nothing is like enough."""
     import difflib
-    word = word.lower().lstrip('-')
-    found = difflib.get_close_matches(FAMILIAR.get(word, word), known, 1, 0.75)
+    found = difflib.get_close_matches(word.lower().lstrip('-'), known, 1, 0.75)
     return remark.format(*found) if found else ''
 
 
@@ -920,9 +909,6 @@ def config_of(line: CommandLine):
             raise UsageError(f'a config file stands alone: {word} (vm=SELECTOR chooses some of its '
                              'VMs; a password goes into a file, password-file=FILE)')
         rules.append(selector(word))
-    for rule in rules:
-        if search(r'/|\.\w{1,4}$', rule.text):
-            log(f'***NOTE - no file {rule.text}: taken as a VM name or regex', loud=True)
     config = parse_config([], '', line)
     return config._replace(rules=(*rules, *config.rules))
 
@@ -1145,16 +1131,12 @@ class Plan:
         self.invalid = []      # type: List[Rule]      # those with a retention that is no number
         self.messages, self.warnings = [], []      # type: List[str], List[str]
         self.errors = []       # type: List[str]       # with any of these nothing is backed up
-        names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
             if rule.method == 'exclude-disk' and not (saved or regex_of(rule.word)):
                 self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
                                        'the name of a disk')
             if rule.method in ('vm', 'exclude-disk'):
                 continue
-            if rule.keep is not None and rule.kind == 'name' and rule.text in names:
-                if not any(matches(rule.word, name) for name in names - {rule.text}):
-                    rule = rule._replace(word=rule.text, keep=None)    # a name that ends in :N
             found = self.selected(rule)
             for vm in found:
                 if vm.ref not in self.wanted:
@@ -1195,7 +1177,7 @@ class Plan:
             return ': ' + self.former[rule.word]
         text = HIDDEN.sub('', sub(r'\s', ' ', rule.text))      # what looks like a blank, or nothing
         remark = '' if text == rule.text else ' (in plain letters and blanks)'
-        for parts in () if rule.method == 'vm' else ([text], text.split(',', 100)):
+        for parts in [text], text.split(',', 100):
             lines = []         # type: List[Rule]
             with suppress(ValueError):
                 for part in parts:
@@ -1217,11 +1199,8 @@ class Plan:
             return
         is_export = rule.method in EXPORTS
         level = 'WARNING' if hint or is_export else 'NOTE'
-        # What was meant as NAME:N; only of such a VM if it ends as a regex can, too.
-        found = is_export and by_name and not hint and match(
-            r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', rule.word, DOTALL)
-        if found and (found.lastindex == 2 or any(matches(found[1], vm.name) for vm in self.vms)):
-            self.invalid.append(rule)
+        if is_export and by_name and not hint and search(r':\s*[+-]?\w*\Z', rule.word):
+            self.invalid.append(rule)              # meant as NAME:N
             self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text}{line}')
             return
         if self.only and not self.is_concerned('vm', rule):
@@ -1235,8 +1214,6 @@ class Plan:
                 if name not in [failure.name for failure in self.failures]:
                     self.failures.append(Outcome(name, None, rule.method, 'VM-NOT-FOUND',
                                                  error='not in the pool' + hint))
-        if not hint and level != 'ERROR':
-            line = ''
         self.remark(level, f'{self.lacking}: {rule}{line}{hint}')
 
 
@@ -1587,19 +1564,6 @@ class Signals:
             ': what may be left in the pool has its record in backup_dir, for the next run'
             if self.overdue and not self.at_once else ''))
 
-    @contextmanager
-    def ending(self, children: Sequence[Popen]):
-        """Let a signal end these children; raise Interrupted once they have ended by one."""
-        self.children.update(children)
-        if self.received:
-            send_signal(SIGTERM, *children)
-        try:
-            yield
-        finally:
-            self.children.difference_update(children)
-        if self.received:
-            raise self.reason()
-
 
 Signals.current = Signals()        # those that this process handles
 
@@ -1662,8 +1626,15 @@ def attend(children: Sequence[Popen], work: Callable, argv: Texts, limit, cuttab
         elif waited() >= limit:
             raise CommandFailed(f'still running after {limit:g} seconds: {quoted(argv)}', TIMED_OUT)
 
-    with signals.ending(children):
+    signals.children.update(children)
+    if signals.received:
+        send_signal(SIGTERM, *children)
+    try:
         bounded('', work, watch=watch, every=watchdog.every if watchdog else WATCH_EVERY)
+    finally:
+        signals.children.difference_update(children)
+    if signals.received:
+        raise signals.reason()
 
 
 def run(argv: Texts, timeout, cuttable=False, watchdog: Optional[Watchdog] = None, packer=None):
@@ -1716,20 +1687,12 @@ def run_hook(argv: Texts, own: Dict[str, bytes], timeout, cuttable, tell: Callab
                 last.append(line.decode('utf-8', 'replace').rstrip('\r\n'))
                 tell(last[-1])
 
-    def ended():       # it is not reaped, so nobody gets its group's number
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-
     with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **own}) as child:
         listener = Thread(target=listen, daemon=True)
         listener.start()
-        try:
-            attend([child], ended, argv, timeout, cuttable)
-        except BaseException:                          # end it, and whatever it has started
-            send_signal(SIGTERM, child)
-            with suppress(TargetError):
-                bounded('', ended, limit=REAP_TIMEOUT)
-            send_signal(SIGKILL, child)
-            raise
+        # It is not reaped, so nobody gets its group's number.
+        attend([child], lambda: os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT), argv,
+               timeout, cuttable)
         listener.join(LAST_WORDS)
     status = child.returncode
     if status:
@@ -2027,8 +1990,6 @@ class Pool:
         except (OSError, http.client.HTTPException) as error:
             words = getattr(error, 'strerror', '') or str(error) or type(error).__name__
             code = UNREACHABLE
-        if 'CERTIFICATE_VERIFY_FAILED' in words:
-            words += f' (it is none of {POOL_CERTIFICATES}; local as the password needs none)'
         what = 'login at ' + self.shown if method == 'login_with_password' else method
         raise PoolError(f'XenAPI {what} failed: {words[:LONGEST_LINE]}', code) from cause
 
@@ -2661,19 +2622,13 @@ def blaming_room(path, need=''):
         raise
 
 
-def size_of(path):
-    """Return the bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
+def size_of(path, on_disk=False):
+    """Return the bytes of a file, or those that it takes on disk, where it may be sparse; 0 if
+    there is none. Raise OSError, as of a share in trouble."""
     with suppress(FileNotFoundError, NotADirectoryError):
         status = status_of(path)
-        return status.st_size if S_ISREG(status.st_mode) else 0
-    return 0
-
-
-def occupied(path):
-    """Return the bytes that a file, if it is there, takes on disk, where it may be sparse."""
-    with suppress(FileNotFoundError):
-        found = status_of(path)
-        return min(found.st_size, found.st_blocks * 512)
+        if S_ISREG(status.st_mode):
+            return min(status.st_size, status.st_blocks * 512) if on_disk else status.st_size
     return 0
 
 
@@ -2731,9 +2686,9 @@ def write_whole(path, data, alone=''):
         raise
 
 
-def write_json(path, value):
+def write_json(path, value, alone=''):
     """Write a value as JSON (see `write_whole`)."""
-    write_whole(path, encoded(as_json(value)))
+    write_whole(path, encoded(as_json(value)), alone)
 
 
 def run_create_password_file(line: CommandLine):
@@ -2922,6 +2877,13 @@ PROVED = {                 # from least to most
     'restorable': 'intact, but xe vm-import refuses it as it is: use the command restore',
     'structure': 'the structure is intact',
     'checksums': 'all checksums match'}
+DISK = dict.fromkeys(['uuid', 'device', 'name', 'file', 'why'], str)
+FINDING = {'when': seconds_of, 'fault': str, 'proved': str, 'sr': str, 'seconds': int}
+SHAPE = {                  # of a manifest: what is read of it, by keys; what else it has may be any
+    'number': int, 'started': seconds_of, 'method': str, 'snapshot': str, 'files': dict,
+    'vm': {'name': str, 'uuid': str, 'tags': [str]}, 'pool': {'uuid': str}, 'earlier': [str],
+    'disks': [DISK], 'left_out': [DISK], 'verified': {**FINDING, 'digests': dict},
+    'test_restore': FINDING, 'rate': int}
 
 
 def as_size(value):
@@ -2929,44 +2891,23 @@ def as_size(value):
     return int(value) if match(r'[0-8]?[0-9]{1,18}\Z', str(value)) else None
 
 
-def value_in(document: Record, key, default=''):
-    """Return a value in a document if it is of the default's class, else the default."""
-    found = document.get(key)
-    return found if isinstance(found, type(default)) else default
+def is_sound(value, shape):
+    """Return whether a value is of a class, or passes a function, and all in it is as in SHAPE."""
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(is_sound(each, shape[0]) for each in value)
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(
+            is_sound(value[key], shape[key]) for key in shape if key in value)
+    return isinstance(value, shape) if isinstance(shape, type) else shape(value)
 
 
 def uuid_and_device(disk: Record):
     """Return what a manifest has of a disk, to know it again by."""
-    return value_in(disk, 'uuid'), value_in(disk, 'device')
-
-
-def items_in(document: Record, key, kind: type):
-    """Return what a list in a document has of a class, None without a list."""
-    found = document.get(key)
-    return [each for each in found if isinstance(each, kind)] if isinstance(found, list) else None
-
-
-def as_time(text):
-    """Return a text that is a time, as iso() writes it; None for all else."""
-    with suppress(ValueError, TypeError):
-        seconds_of(text)
-        return text
-    return None
-
-
-def finding(found: Record):
-    """Return what a manifest tells of a verification or a test restore, {} where there was none."""
-    if not found:
-        return {}
-    proved = value_in(found, 'proved')
-    fault = None if found.get('fault') is None else value_in(found, 'fault') or 'unknown'
-    return {'when': as_time(found.get('when')), 'fault': fault,
-            'proved': proved if proved in PROVED else None,
-            'sr': value_in(found, 'sr') or None, 'seconds': value_in(found, 'seconds', 0) or None}
+    return disk.get('uuid', ''), disk.get('device', '')
 
 
 class Manifest(NamedTuple):
-    """What a backup tells of itself, and whose it is; of what was edited, what can be meant."""
+    """What a backup tells of itself, and whose it is."""
     number: int = 0            # in the order of this VM's backups, whatever the clock; 0: 3.25's
     started: Time = None       # never None if there is a number
     method: str = ''
@@ -2979,7 +2920,7 @@ class Manifest(NamedTuple):
     left_out: List[Record] = []    # the others of the VM
     pool: str = ''             # uuid
     earlier: Optional[Texts] = None    # uuids of VMs that are gone; None: 3.25 or 5.0.0 made it
-    verified: Record = {}      # as finding() has it
+    verified: Record = {}      # as FINDING
     test_restore: Record = {}
     digests: Record = {}       # SHA-256 by the names of the files, uncompressed
     known: bool = False        # whether there is one
@@ -2987,7 +2928,7 @@ class Manifest(NamedTuple):
 
     def images(self):
         """Return the names of the archives and images."""
-        named = [value_in(disk, 'file') for disk in self.disks]
+        named = [disk.get('file', '') for disk in self.disks]
         return [name for name in [*self.files, *named] if name.endswith(IMAGES)]
 
     @property
@@ -2999,12 +2940,12 @@ class Manifest(NamedTuple):
     def of_the_vm(self):
         """Return uuid and device of each disk that the VM had, but for those never backed up."""
         return [uuid_and_device(disk) for disk in self.disks + self.left_out
-                if value_in(disk, 'why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
+                if disk.get('why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
 
     def disk(self, name):
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
         for disk in self.disks:
-            if folded(plain_name(value_in(disk, 'file'))) == folded(plain_name(name)):
+            if folded(plain_name(disk.get('file', ''))) == folded(plain_name(name)):
                 return disk
         return self.disks[0] if self.disks else {}
 
@@ -3025,28 +2966,27 @@ class Manifest(NamedTuple):
 
 
 def manifest_of(document: Record):
-    """Return what a document tells."""
-    vm = value_in(document, 'vm', {})
-    number = value_in(document, 'number', 0)
-    verified = value_in(document, 'verified', {})
-    started = as_time(document.get('started'))
-    return Manifest(
-        number if number > 0 and started else 0, started,
-        value_in(document, 'method'), value_in(vm, 'name'), value_in(vm, 'uuid'),
-        items_in(vm, 'tags', str), value_in(document, 'snapshot') or None,
-        {name: size for name, size in value_in(document, 'files', {}).items()
-         if as_size(size) == size and not DROPPED.search(name)},
-        items_in(document, 'disks', dict) or [], items_in(document, 'left_out', dict) or [],
-        value_in(value_in(document, 'pool', {}), 'uuid'), items_in(document, 'earlier', str),
-        finding(verified), finding(value_in(document, 'test_restore', {})),
-        value_in(verified, 'digests', {}), bool(document), value_in(document, 'rate', 0))
+    """Return what a document of SHAPE tells."""
+    vm, verified = document.get('vm', {}), document.get('verified', {})
+    told = {key: document[key] for key in Manifest._fields if key in document}
+    for key in 'verified', 'test_restore':
+        if told.get(key):
+            told[key] = {each: told[key].get(each) or None for each in FINDING}
+    told.update(
+        number=told.get('number', 0) if 'started' in told else 0,
+        name=vm.get('name', ''), uuid=vm.get('uuid', ''), tags=vm.get('tags'),
+        files={name: size for name, size in told.get('files', {}).items()
+               if as_size(size) == size and not DROPPED.search(name)},
+        pool=document.get('pool', {}).get('uuid', ''), digests=verified.get('digests', {}),
+        known=bool(document))
+    return Manifest(**told)
 
 
 def document_in(directory):
     """Return all that a backup's manifest tells, {} for none or a damaged one. Raise OSError."""
-    with allowing(ENOENT, EINVAL), suppress(ValueError):
+    with allowing(ENOENT, EINVAL), suppress(ValueError, TypeError):    # as of seconds_of
         document = parse_json(load(f'{directory}/{MANIFEST}'))
-        if isinstance(document, dict):
+        if is_sound(document, SHAPE):
             return document
     return {}
 
@@ -3139,7 +3079,7 @@ class Backup(NamedTuple):
 
     def occupied(self):
         """Return the bytes that its files take on disk. Raise OSError."""
-        return sum(occupied(self.file(name)) for name in self.files())
+        return sum(size_of(self.file(name), True) for name in self.files())
 
     def unchanged_for(self):
         """Return the seconds since anything in it changed, by the share's clock. Raise OSError."""
@@ -3344,7 +3284,7 @@ class History:
         for backup in self.completed():
             for name in names if owner.rotates(backup) else ():
                 with suppress(OSError):
-                    sizes[name] = occupied(backup.file(name)) or sizes.get(name, 0)
+                    sizes[name] = size_of(backup.file(name), True) or sizes.get(name, 0)
         return sizes
 
     def with_intent(self):
@@ -3753,8 +3693,7 @@ class Store(Catalogue):
     def write_run(self, name, run: LastRun):
         """Record a run, on stable storage. Raise TargetError, OSError."""
         self.check_mounted()
-        bounded('the share', write_whole, f'{self.root}/{name}.json',
-                encoded(as_json(run._asdict())), 'its')
+        bounded('the share', write_json, f'{self.root}/{name}.json', run._asdict(), 'its')
 
     def is_locked(self, directory):
         """Return whether a run holds that lock, None where nothing tells."""
@@ -5872,7 +5811,7 @@ class Run:
         if self.settings.mail_to and verdict != SKIPPED and wanted[self.settings.mail_mode]:
             subject = f'{words}{verdict.token} - {counts}'
             if verdict.status:
-                subject += ' - ' + cut(told[0].partition(' ')[2], 100)
+                subject += ' - ' + told[0].partition(' ')[2][:100]
             Signals.current.at_once = True             # a mail may be cut
             with self.until_ended():
                 self.mailed = send_mail(self.settings, subject, told, self.outcomes)
@@ -7188,7 +7127,7 @@ def disks_in(chosen: Chosen):
                      for disk in archived_vm(reader.read_ova()).disks]
         else:
             disk = backup.manifest.disk(basename(path))
-            name, title, uuid = [value_in(disk, key) for key in ('device', 'name', 'uuid')]
+            name, title, uuid = [disk.get(key, '') for key in ('device', 'name', 'uuid')]
             device = next((str(number) for number in range(256)
                            if device_name('', str(number)) == name), '')
             found = [ArchivedDisk('', image_size(chosen, reader), device, name, title, uuid)]
@@ -7543,7 +7482,7 @@ def allocated(chosen: Chosen):
             return None
         if chosen.form == '.xva':
             return sum(len(data) for _, data in reader.disk(chosen.disk.id, True))
-    return min(chosen.disk.size, occupied(chosen.path))
+    return min(chosen.disk.size, size_of(chosen.path, True))
 
 
 def hashing(pieces: Located, digest):
@@ -7581,7 +7520,7 @@ def extract_to_file(chosen: Chosen, path, config: Config, hashed):
             raise TargetError(reason_of(OSError(ENOSPC, '', path),
                                         f'; the disk needs {human_size(need)}'))
         told = extract(chosen, lambda pieces: write_sparse(stream, pieces), config, hashed)
-    log(f'extracted: {path}, {told}, on disk {human_size(occupied(path))}', loud=True)
+    log(f'extracted: {path}, {told}, on disk {human_size(size_of(path, True))}', loud=True)
     tell_partitions(path)
 
 
@@ -8253,7 +8192,7 @@ def run_config(line: CommandLine):
         meaning = sub('^ +', '# ', key.meaning, flags=MULTILINE)
         name, default = key.name, key.default or 'empty'
         value = value_text(name, config)
-        if not config.path and config.given[name][1] == 'default':
+        if not config.asks_for(name):
             value = SHOWN_KEYS.get(name, value)
             name = name if name in SHOWN_KEYS else '#' + name
         text += f'\n{meaning}# (default: {default}{key.hint()})\n{name}={value}\n'

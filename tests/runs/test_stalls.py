@@ -217,7 +217,7 @@ class Old(StallCase):
             self.assertEqual(warned, re.findall(
                 r'NG - web: (\w+) takes over 24 hours at the last rate: ' + words, done.output))
         path = self.newest('web', 'backup.json')
-        for rate in ('"x"', -1, [], 10**18):
+        for rate in (-1, 10**18):
             with open(path) as stream:
                 document = json.load(stream)
             with open(path, 'w') as stream:
