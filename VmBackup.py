@@ -19,7 +19,8 @@ what there is, `status` whether that is as it should be, and `prune` deletes wha
 A restore, which has to be asked for, issues
 
     of a VM       xe vm-import, vm-param-remove, vdi-param-remove, network-param-remove, vm-start
-    of a disk     xe vdi-create, vdi-import, vbd-create, vdi-param-set
+    of a disk     xe vdi-create, vdi-import, vbd-create, vbd-plug, vdi-param-set; to detach
+                  it vbd-unplug, vbd-destroy, vdi-destroy
 
 and, to take back what is half restored or was restored for a test, xe vif-destroy, vm-destroy,
 vdi-destroy, network-destroy.
@@ -54,8 +55,9 @@ Map of this file, in the order in which a run meets its sections; each uses only
     19 Runs          a night's backup, its preview
     20 Commands      verify, list, prune, protect
     21 Restores      restore, test-restore
-    22 Checks        status, check-config, test-mail
-    23 Command line  help texts, main
+    22 Disks         extract, detach: one disk of a backup
+    23 Checks        status, check-config, test-mail
+    24 Command line  help texts, main
 
 Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
 """
@@ -672,6 +674,15 @@ class Console:
         """Print the document, in which paths are the same in every locale."""
         text = portable(json.dumps(self.document, ensure_ascii=False))
         self.write(as_json(json.loads(text)))
+
+    def emit(self, data: Any) -> None:
+        """Write bytes of a stream on standard output. Raise CommandFailed if nobody takes them."""
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self.output.write(view) or 0:]
+        except OSError as error:
+            raise CommandFailed(f'cannot write to standard output: {error.strerror}')
 
     def put(self, stream: Any, text: str) -> None:
         """Print text where the cursor stands."""
@@ -1971,6 +1982,7 @@ class Xe:
 
 NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
+LOOK = 'vmbackup_look'     # another: a disk that a restore has put on a running VM, both uuids
 OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which no copy of it has
 FIELDS = {                 # those that are kept
     'VM': 'tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
@@ -2450,6 +2462,9 @@ class Pool:
 ROOTS = set()              # type: Set[str]        # backup_dir, or what a command was given as such
 HELD = {}                  # type: Dict[str, List[int]]    # handles by path; the first counts
 HOLDING = RLock()    # for looking at HELD, or changing it; a generator may end meanwhile
+PARTIAL = '.partial'       # ends the name of a file that is long in the writing, until it is whole
+HOLE = 1 << 16             # bytes of zeros that a sparse file leaves out
+NOTHING = bytes(HOLE)
 NEW = '.new'               # ends the name of such a file while it is written
 LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 LONGEST_PART = 247         # of a VM's directory, with room for .xva.zst behind it
@@ -2713,6 +2728,43 @@ def load(path: str, limit: int = LONGEST_RECORD, names: int = 1) -> bytes:
     """Return what a file on the share holds, so many bytes at most. Raise OSError."""
     with naming(path), open(open_file(path, names=names), 'rb') as stream:
         return stream.read(limit)
+
+
+@contextmanager
+def new_file(path: str) -> Iterator[Any]:
+    """Yield a file that is to be written; when all went well it is forced onto stable storage and
+    gets its name, if that is still free. Until then its name ends in .partial. Raise OSError."""
+    temporary = path + PARTIAL
+    if is_there(path):
+        raise OSError(EEXIST, 'is there already, and never written over', path)
+    with naming(temporary), create(temporary) as stream:
+        try:
+            yield stream
+            stream.flush()
+            os.fsync(stream)
+            with place(path) as (name, directory):
+                try:
+                    os.link(basename(temporary), name, src_dir_fd=directory, dst_dir_fd=directory)
+                except OSError as error:
+                    if error.errno not in (EPERM, ENOTSUP, EMLINK) or is_there(path):
+                        raise
+                    os.rename(basename(temporary), name, src_dir_fd=directory,
+                              dst_dir_fd=directory)    # it has no links: FAT, some shares
+                force(directory)
+        finally:
+            remove(temporary)
+
+
+def write_sparse(stream: Any, pieces: Iterable[Tuple[int, Any]]) -> None:
+    """Write pieces of a disk, each at its place, the last of which is empty and at the disk's end;
+    where all is zeros nothing is written. Raise OSError."""
+    for begin, data in pieces:
+        whole = bytes(data)
+        for at in range(0, len(whole), HOLE):
+            if not whole.startswith(NOTHING, at) or at + HOLE > len(whole):
+                stream.seek(begin + at)
+                stream.write(whole[at:at + HOLE])
+    stream.truncate(begin)
 
 
 def make_directory(path: str) -> bool:
@@ -3020,6 +3072,29 @@ class Restoring(NamedTuple):
         return match('[0-9a-f]{32}\\Z', self.mark) is not None
 
 
+class Look(NamedTuple):
+    """A disk of a backup that a restore has put on a running VM, until it is detached."""
+    disk: str                  # uuid
+    name: str
+    vm: str                    # uuid
+    vm_name: str
+    mode: str                  # RO or RW
+    pool: str                  # uuid
+    since: str                 # as iso() writes it
+
+    damaged = 'the record of a disk that was attached is damaged (delete .look-*.json there)'
+
+    def is_sound(self) -> bool:
+        """Return whether it can be what we wrote."""
+        return match(UUID + '\\Z', self.disk) is not None
+
+    def words(self) -> str:
+        """Return what is attached where, and what ends that."""
+        return (f'{self.mode} on the VM {self.vm_name} ({self.vm}) since '
+                f'{self.since[:16].replace("T", " ")}: '
+                f'{self.name} (to end that: VmBackup.py detach {self.disk})')
+
+
 class LastRun(NamedTuple):
     """A run of a config, written down in backup_dir when it begins, and anew when it ends."""
     begun: str                 # as iso() writes it
@@ -3075,6 +3150,7 @@ GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
 METADATA = 'vm-metadata.xml'
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
 RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
+LOOKED_AT = '.look-{}.json'    # in backup_dir, while a running VM has a disk of a backup
 LOCKS = '.locks'           # in backup_dir: a file for each VM
 RUN = '.run-{:.60}-{:.8}'  # the lock there, and record in backup_dir, of runs
 TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
@@ -3674,6 +3750,15 @@ class Catalogue:
         return {name[:-5]: parse_record(LastRun, load(f'{self.root}/{name}'))
                 for name in names_in(self.root) if match(r'\.run-.*\.json\Z', name)}
 
+    def looks(self) -> List[Look]:
+        """Return the disks that are still on running VMs. Raise TargetError, OSError."""
+        return [parse_record(Look, load(f'{self.root}/{name}'))
+                for name in names_in(self.root) if match(r'\.look-[0-9a-f-]{36}\.json\Z', name)]
+
+    def look_path(self, disk: str) -> str:
+        """Return the path of the record of such a disk, a uuid."""
+        return f'{self.root}/{LOOKED_AT.format(disk)}'
+
     def leftovers(self, histories: Histories, patience: float) -> Dict[str, Texts]:
         """Return paths of records that are damaged, or whose process has gone (on another host:
         after so many seconds), by what settles them. Lock nothing. Raise TargetError, OSError."""
@@ -3724,7 +3809,6 @@ def select_histories(histories: Histories, config: Config, keep: int = 1) -> Pla
 # No directory of ours is deleted through a symbolic link, nor what is mounted in it. Before it is
 # deleted it gets a name that counts as no backup, so that a kill in the midst leaves none in part.
 
-PARTIAL = '.partial'       # ends the name of a dump while it is written
 RUN_PATIENCE = 3           # seconds; `status` may look at the lock
 CLAIM_PATIENCE = 300       # seconds; while others look, or claim theirs
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
@@ -4161,6 +4245,9 @@ FORMS = ('.xva', '.raw', '.vhd', '.dump', '.xml')
 SUMS = {16: '.xxhash', 40: '.checksum'}    # by hex digits: XXH64 since xapi 1.170, SHA-1 before
 
 
+Located = Iterator[Tuple[int, Any]]    # where on a disk, and the data there; the end, and nothing
+
+
 class Proof(NamedTuple):
     """What was found true of a file."""
     proved: str                # a key of PROVED
@@ -4272,6 +4359,7 @@ class ArchivedDisk(NamedTuple):
     size: int                  # bytes, the virtual size
     label: str
     device: str                # its user device; '' for a suspend image
+    names: Texts               # by which a person may mean it
 
 
 class ArchivedVm(NamedTuple):
@@ -4297,14 +4385,17 @@ def archived_vm(ova: bytes) -> ArchivedVm:
         for vbd in objects['VBD'].values():
             if vbd['type'] != 'CD' and not vbd['empty']:
                 device = str(vbd['userdevice'])
-                places[vbd['VDI']] = 'disk ' + device_name(vbd['device'], device), device
+                places[vbd['VDI']] = device_name(vbd['device'], device), device
         if vm['power_state'] == 'Suspended':
-            places.setdefault(vm['suspend_VDI'], ('suspend image', ''))
-        for ref, (label, device) in sorted(places.items()):
+            places.setdefault(vm['suspend_VDI'], ('suspend-image', ''))
+        for ref, (name, device) in sorted(places.items()):
             vdi = objects['VDI'][ref]
             if objects['SR'][vdi['SR']]['content_type'] != 'iso':
-                label += f' ({printable(vdi["name_label"])}, {ref})'
-                disks.append(ArchivedDisk(str(ref), number_of(vdi, 'virtual_size'), label, device))
+                label = str(vdi['name_label'])
+                disks.append(ArchivedDisk(
+                    str(ref), number_of(vdi, 'virtual_size'), f'disk {name} ({printable(label)}, '
+                    f'{ref})', device, [name, device, device_name('', device), label,
+                                        str(vdi['uuid'])]))
         for vif in objects['VIF'].values():
             network = objects['network'][vif['network']]
             vifs.append((vif['device'], network['name_label'], network['bridge']))
@@ -4439,7 +4530,7 @@ class Reader:
             raise Damaged(f'a table of {count} blocks does not fit a disk of {size} bytes')
         return size, footer, self.take(table_at, 4 * count, 'its table of blocks')
 
-    def blocks(self, known: Size = None) -> Iterator[Tuple[int, bytearray]]:
+    def blocks(self, known: Size = None) -> Located:
         """Read a dynamic VHD image: footer, header, table, blocks in its order with all sectors in
         their bitmaps, as xapi writes it (libs/vhd: f.ml), footer. Yield where each block is on the
         disk, and its data; at last the disk's size, and nothing."""
@@ -4491,7 +4582,7 @@ class ArchiveReader(Reader):
         except Damaged as error:
             raise Damaged(f'ova.xml: {error}')
         for disk in vm.disks:
-            self.read_disk(disk)
+            deque(self.chunks(disk), 0)    # to its end
         self.where = 'the end'                         # two blocks of zeros, or as many as tar adds
         name, _ = self.member()
         if name:
@@ -4528,11 +4619,23 @@ class ArchiveReader(Reader):
             raise self.fault('a member of an unknown kind')
         return found.name, found.size
 
-    def read_disk(self, disk: ArchivedDisk) -> None:
-        """Read all chunks of a disk. Chunks of zeros are left out, but never the first and the
-        last; an empty one, which keeps a connection alive, takes up a number. What is left out
-        counts as whole chunks; an import fails as it takes the length of the archive's first chunk
-        for that, if this is of a disk below 1 MiB (xapi: stream_vdi.ml, recv_all_vdi)."""
+    def disk(self, wanted: str, passing: bool = False) -> Located:
+        """Yield the chunks of the disk of that id (see `chunks`), then its size, and nothing. The
+        disks in front of it, and if `passing` its own data, are passed over."""
+        for disk in archived_vm(self.read_ova()).disks:
+            for chunk in self.chunks(disk, passing or disk.id != wanted):
+                if disk.id == wanted:
+                    yield chunk
+            if disk.id == wanted:
+                yield disk.size, b''
+                break
+
+    def chunks(self, disk: ArchivedDisk, passing: bool = False) -> Located:
+        """Yield where each chunk of a disk is, and its data, if not `passing` read and checked.
+        Chunks of zeros are left out, but never the first and the last; an empty one, which keeps a
+        connection alive, takes up a number. What is left out counts as whole chunks; an import
+        fails as it takes the length of the archive's first chunk for that, if this is of a disk
+        below 1 MiB (xapi: stream_vdi.ml, recv_all_vdi)."""
         expected = offset = 0          # number of the next chunk, if none is left out
         while offset < disk.size:
             self.where = f'{disk.label} at {offset} of {disk.size}'
@@ -4550,14 +4653,19 @@ class ArchiveReader(Reader):
                 raise self.fault(f'chunk {name} of {size} bytes for offset {offset}, where '
                                  f'{room} were expected')
             self.where = f'{disk.label}, chunk {name}'
-            self.read_chunk(name, size)
+            self.read_chunk(name, size, passing)
+            yield offset, self.view[:size]
             expected = number + 1
             offset += size
 
-    def read_chunk(self, name: str, size: int) -> Tuple[bytes, bytes]:
-        """Read a chunk into the buffer, its checksum, whose blocks are returned, and a header."""
+    def read_chunk(self, name: str, size: int, passing: bool = False) -> Tuple[bytes, bytes]:
+        """Read a chunk into the buffer, its checksum, whose blocks are returned, and a header; if
+        `passing` the data is not looked at and, where the file is not compressed, not read."""
         end = rounded_up(size)
-        self.check_padding(self.fill(self.view[:end])[size:])
+        if not passing or self.compression.programs:
+            self.check_padding(self.fill(self.view[:end])[size:])
+        else:
+            self.at = self.stream.seek(end, io.SEEK_CUR)
         head = self.read_block()
         found, length = self.member()
         if length not in SUMS or found != name + SUMS[length]:
@@ -4567,7 +4675,9 @@ class ArchiveReader(Reader):
         told = right = block[:length].decode('ascii', 'replace')
         data = self.view[:size]
         xxh64 = xxh64_function()
-        if SUMS[length] == '.checksum':
+        if passing:
+            right = told
+        elif SUMS[length] == '.checksum':
             import hashlib
             right = hashlib.sha1(data).hexdigest()
         elif xxh64:
@@ -4597,20 +4707,32 @@ def zeros(size: int) -> Pieces:
         yield bytes(min(CHUNK, size - offset))
 
 
+def disk_in(form: str, reader: Any, size: Size = None, wanted: str = '') -> Located:
+    """Yield where each piece of a disk is on it, and its data, at last its size and nothing: of an
+    image, of such a size if that is known, or of an archive the disk of that id. Raise Damaged."""
+    if form == '.xva':
+        yield from reader.disk(wanted)
+    elif form == '.vhd':
+        yield from reader.blocks(size)
+    else:
+        for piece in iter(reader.read_on, b''):
+            if size is None or reader.at <= size:
+                yield reader.at - len(piece), piece
+            if size and reader.at > size + CHUNK:      # it may go on for ever
+                raise Damaged(f'it goes on after byte {reader.at}, its disk ends at {size}')
+        if size not in (None, reader.at):
+            raise Damaged(f'it has {reader.at} bytes, its disk {size}')
+        yield reader.at, b''
+
+
 def read_form(form: str, reader: Any, size: Size) -> Proof:
     """Read a file of one of FORMS; `size` is that of its disk, if known. Raise Damaged, OSError."""
     if form == '.xva':
         return reader.read()
-    if form == '.raw':
-        while reader.read_on():
-            if size and reader.at > size + CHUNK:      # it may go on for ever
-                raise Damaged(f'it goes on after byte {reader.at}, its disk ends at {size}')
-        if size is None:
+    if form in ('.raw', '.vhd'):
+        deque(disk_in(form, reader, size), 0)      # to its end
+        if form == '.raw' and size is None:
             return reader.proof('length')
-        if size != reader.at:
-            raise Damaged(f'it has {reader.at} bytes, its disk {size}')
-    elif form == '.vhd':
-        deque(reader.blocks(size), 0)      # to its end
     else:
         try:
             parse_xml(map(bytes, iter(reader.read_on, b'')),
@@ -4715,20 +4837,20 @@ def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -
         yield moved + rest[:2 * BLOCK]
 
 
-def image_pieces(path: str, form: str, size: int, whole: int) -> Pieces:
-    """Yield an image's disk, and zeros up to the new one's size (vhd-tool: impl.ml, serve)."""
+def continuous(pieces: Located) -> Pieces:
+    """Yield all bytes of a disk, with zeros where there is nothing."""
+    at = 0
+    for begin, data in pieces:
+        yield from zeros(begin - at)
+        yield data
+        at = begin + len(data)
+
+
+def disk_pieces(path: str, form: str, size: int, whole: int, wanted: str) -> Pieces:
+    """Yield disk_in, and zeros up to the new one's size (vhd-tool: impl.ml, serve)."""
     with opened(path, form) as reader:
-        at = 0
-        pieces = ((reader.at - len(piece), piece) for piece in reader.pieces())
-        for begin, data in pieces if form == '.raw' else reader.blocks():
-            gap, at = begin - at, begin + len(data)
-            if at > size:
-                break
-            yield from zeros(gap)
-            yield data
-        if at != size:
-            raise Damaged(f'{path} has {at} bytes or more, not {size}')
-        yield from zeros(whole - at)
+        yield from continuous(disk_in(form, reader, size, wanted))
+        yield from zeros(whole - size)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -4904,6 +5026,32 @@ class Verified(NamedTuple):
         return {'when': iso(now()), 'proved': self.proved, 'digests': {**known, **self.digests}}
 
 
+def read_watched(path: str, opening: Callable, limit: float, verb: str, read: Callable) -> Any:
+    """Return what a function returns of a Reader, in a thread of its own, as storage may hang, for
+    so many seconds at most. Raise what it does, CommandFailed."""
+    readers = []               # type: List[Reader]    # once it is open
+
+    def work() -> Any:
+        with opening() as reader:
+            readers.append(reader)
+            return read(reader)
+    try:
+        return bounded(path, work, watch=Watchdog(
+            limit, lambda: sum(each.position() for each in readers), verb, path,
+            bounded(path, size_of, path)).check)
+    finally:
+        for reader in readers:
+            reader.close()
+
+
+def check_digest(backup: Backup, name: str, digest: str) -> bool:
+    """Return whether a backup's manifest has the digest of a file; raise Damaged if another one."""
+    known = backup.manifest.digests.get(portable(plain_name(name)))
+    if known not in (None, digest):
+        raise Damaged('intact, but not the file that was verified first')
+    return bool(known)
+
+
 class Verifier:
     """Reads files under watch, and shows how far it is."""
     def __init__(self, limit: float) -> None:
@@ -4912,21 +5060,11 @@ class Verifier:
 
     def prove(self, path: str, size: Size = None) -> Proof:
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
-        readers = []           # type: List[Reader]    # once it is open
-
-        def read() -> Proof:   # in a thread of its own, as its storage may hang
-            form = form_of_file(path)
+        def opening() -> Any:  # in its thread
             sync(path)
-            with opened(path, form) as reader:
-                readers.append(reader)
-                return read_form(form, reader, size)
-        try:
-            proof = bounded(path, read, watch=Watchdog(
-                self.limit, lambda: sum(each.position() for each in readers), 'verified', path,
-                bounded(path, size_of, path)).check)
-        finally:
-            for reader in readers:
-                reader.close()
+            return opened(path, form_of_file(path))
+        proof = read_watched(path, opening, self.limit, 'verified',
+                             lambda reader: read_form(form_of_file(path), reader, size))
         if proof.vm and proof.proved == 'structure' and not self.noted:
             self.noted = True
             log('***NOTE - this host has no libxxhash: the checksums in archives are '
@@ -4940,10 +5078,7 @@ class Verifier:
         meant = backup.manifest.snapshot
         if proof.vm and meant not in (None, proof.vm):
             raise Damaged(f'it is of another snapshot: {proof.vm}, not {meant}')
-        known = backup.manifest.digests.get(portable(plain))
-        if known not in (None, proof.digest):
-            raise Damaged('intact, but not the file that was verified first')
-        if known and plain.endswith(('.raw', '.vhd')):
+        if check_digest(backup, name, proof.digest) and plain.endswith(('.raw', '.vhd')):
             return proof._replace(proved='checksums')
         return proof
 
@@ -5515,6 +5650,12 @@ class Chosen(NamedTuple):
     path: str                  # of the archive or image
     form: str                  # one of FORMS, or ''
     backup: Backup             # its directory
+    disk: Optional[ArchivedDisk] = None    # of all that is in it only this one
+
+    @property
+    def whole(self) -> bool:
+        """Return whether it is a whole VM."""
+        return self.form == '.xva' and not self.disk
 
     @property
     def suffix(self) -> str:
@@ -5529,8 +5670,10 @@ class Target(NamedTuple):
     size: int                  # bytes of all disks
     disks: Sizes = {}      # of an archive: bytes, by user device
     preserve: bool = False     # the MAC addresses
-    attach: str = ''           # uuid of the VM that gets the disk
+    attach: Optional[Vm] = None    # the VM that gets the disk
     device: str = ''           # user device that the disk becomes there
+    mode: str = 'RW'           # or RO
+    original: str = ''         # uuid of the disk that was backed up
 
 
 def in_words(made: Marked) -> str:
@@ -5582,6 +5725,15 @@ class Importer(Operator):
                             f'{record.pool}: not touched')
                     elif record:
                         self.end(record, False)
+            self.forget_looks()
+
+    def forget_looks(self) -> None:
+        """Delete records of attached disks that are there no more."""
+        with tolerating(self.warnings, 'cannot look for disks that are attached'):
+            for look in self.store.looks():
+                if look.pool == self.pool.uuid() and not self.pool.where(
+                        'VDI', 'uuid', [look.disk]):
+                    remove(self.store.look_path(look.disk))
 
     def end(self, record: Restoring, ours: bool) -> None:
         """Unmark what a restore made, or remove it if it is not complete; delete the record."""
@@ -5596,6 +5748,7 @@ class Importer(Operator):
                 end_clients([vdi['uuid'] for vdi in made.disks.values()], record.process)
             in_several_tries(lambda _: self.remove(record, ours), patient=True)
             log('taken back: ' + (in_words(made) or 'nothing, as nothing was made'))
+            self.forget_looks()
         if record.path:
             drop_record(record.path)
 
@@ -5653,7 +5806,7 @@ class Importer(Operator):
         """Import an archive (`cut_off`: off all networks) or an image; return the new uuid."""
         check_signals()
         try:
-            if chosen.form == '.xva':
+            if chosen.whole:
                 return self.import_vm(chosen.path, target, record.mark, cut_off)
             return self.import_disk(chosen, target, record)
         except CommandFailed as error:
@@ -5693,7 +5846,7 @@ class Importer(Operator):
 
     def import_disk(self, chosen: Chosen, target: Target, record: Restoring) -> str:
         """Import an image of one of FORMS; return the uuid of the new disk, named by the mark."""
-        path, form, _ = chosen
+        path, form, _, disk = chosen
         size = target.size
         uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
                             name_label=marked_name(record.mark), virtual_size=str(size),
@@ -5713,7 +5866,7 @@ class Importer(Operator):
                                  at=f'/proc/{getpid()}/fd/{stream.fileno()}')       # as `handed`
         else:
             watchdog = Watchdog(self.limit, lambda: watchdog.done, 'restored', path, made)
-            watchdog.pieces = image_pieces(path, form, size, made)
+            watchdog.pieces = disk_pieces(path, form, size, made, disk.id if disk else '')
             self.xe.transfer('vdi-import', watchdog, filename='/dev/stdin', uuid=uuid, format='raw')
         return uuid
 
@@ -7243,6 +7396,7 @@ def run_list(line: CommandLine) -> int:
     vms += [document_of(failure.name, target.store.history(path_part(failure.name)))
             for failure in plan.failures]
     vms.sort(key=lambda vm: vm['name'])
+    plan.messages += [f'***NOTE - attached: {look.words()}' for look in target.store.looks()]
     document = {
         'backup_dir': target.store.root, 'vms': vms,
         **others_in([] if line.only else histories, vms),
@@ -7435,6 +7589,8 @@ def run_protect(line: CommandLine) -> int:
 # 21. Restores: restore, test-restore
 # ----------------------------------------------------------------------------------------------
 
+MOST_DEVICES = 256         # of a VM
+
 
 class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
@@ -7447,8 +7603,9 @@ class Sources:
         self.store = target.store
         self.given = origin
 
-    def find(self, word: str, date: str) -> Chosen:
-        """Return what a VM's name, a directory or a file stands for. Raise UsageError, OSError."""
+    def find(self, word: str, date: str) -> List[Chosen]:
+        """Return the archive or images that a VM's name, a directory or a file stands for. Raise
+        UsageError, OSError."""
         path = abspath(native(word))
         kind = kind_of(path)
         missing = kind in ('', 'store')
@@ -7472,21 +7629,15 @@ class Sources:
         if date:
             raise UsageError(f'date= does not apply to a single backup: {word}')
         if kind == 'file':
-            return self.of_file(path)
+            return [self.of_file(path)]
         backup = self.store.backup(path)
         if not backup.has_marker():
             raise TargetError(f'it has no marker: the record of a failure, not a backup: {path}')
         return self.of_backup(backup)
 
-    def of_backup(self, backup: Backup) -> Chosen:
-        """Return the archive or image of a backup. Raise TargetError unless it is one."""
-        paths = {backup.file(name): backup.manifest.disk(name) for name in backup.archives()}
-        if len(paths) != 1:
-            raise TargetError('{} archives or images in {}, where one was expected (give the one '
-                              'that is meant: {})'.format(len(paths), backup.path, ', '.join(
-                                  f'{path} ({disk.get("name")}, {disk.get("uuid")})'
-                                  for path, disk in paths.items())))
-        return self.of_file(*paths)
+    def of_backup(self, backup: Backup) -> List[Chosen]:
+        """Return the archive or images of a backup. Raise Damaged without one."""
+        return [self.of_file(backup.file(name)) for name in backup.check_archives()]
 
     def select(self, config: Config) -> Plan:
         """Choose VMs as a config says; log what there is to tell. Raise TargetError, OSError."""
@@ -7564,6 +7715,75 @@ def free_name(original: str, suffix: str, name: str, taken: Texts) -> str:
     return name
 
 
+def refuse_form(chosen: Chosen) -> None:
+    """Raise UsageError for what is no backup of a VM or disk; tell what to do with a dump."""
+    if chosen.form == '.dump':
+        command = quoted([Xe().program, 'pool-restore-database', f'file-name={chosen.path}'])
+        log('next, on the pool master, of the same release and hardware as then: let it be '
+            'checked, then restore it (what runs on the hosts is lost)',
+            f'  {command} dry-run=true', f'  {command}', loud=True)
+        raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
+    if chosen.form not in ('.xva', '.raw', '.vhd'):
+        raise UsageError(f'no archive or image: {chosen.path} (a config file is given as from=)')
+
+
+def image_size(chosen: Chosen, reader: Reader) -> int:
+    """Return the bytes of an image's disk. Raise Damaged, OSError."""
+    if chosen.form == '.vhd':
+        return reader.read_head()[0]
+    told = chosen.backup.disk_size(basename(chosen.path))
+    if not (told or reader.compression.programs):
+        told = size_of(chosen.path)
+    return told or sum(map(len, reader.pieces()))
+
+
+def disks_in(chosen: Chosen) -> List[Chosen]:
+    """Return the disks of an archive, or that of an image. Raise Damaged, OSError."""
+    path, form, backup, _ = chosen
+    with opened(path, form) as reader:
+        if form == '.xva':
+            found = archived_vm(reader.read_ova()).disks
+            told = dict(map(reversed, backup.manifest.holds))  # those in it are of a snapshot
+            found = [disk._replace(names=[*disk.names, told.get(disk.names[0], '')])
+                     for disk in found]
+        else:
+            disk = backup.manifest.disk(basename(path))
+            device, label, uuid = [value_in(disk, key) for key in ('device', 'name', 'uuid')]
+            number = next((str(number) for number in range(MOST_DEVICES)
+                           if device_name('', str(number)) == device), '')
+            found = [ArchivedDisk('', image_size(chosen, reader), basename(path), '',
+                                  [device, number, device, label, '', uuid])]
+    return [chosen._replace(disk=disk) for disk in found]
+
+
+def choose_disks(word: str, disks: List[Chosen]) -> List[Chosen]:
+    """Return the disk that a device, position, name or uuid means, or all. Raise UsageError."""
+    found = [each for each in disks if word in ('all', *each.disk.names)]
+    if not found or (len(found) > 1 and word != 'all'):
+        raise UsageError(f'{"more than one" if found else "no"} disk {word} in the backup (there '
+                         f'are: {"; ".join(map(disk_in_words, disks))})')
+    return found
+
+
+def disk_in_words(chosen: Chosen) -> str:
+    """Return how a disk can be chosen, and where it is."""
+    device, number, _, label, archived, uuid = chosen.disk.names
+    return (f'{device}, position {number}, {human_size(chosen.disk.size)}, {printable(label)}, '
+            f'{uuid or archived}, in {basename(chosen.path)}')
+
+
+def parts(found: List[Chosen], options: Options) -> List[Chosen]:
+    """Return what is to be restored of a backup, each by itself: what it has, or the disk that is
+    meant. Raise UsageError, Damaged, OSError."""
+    for chosen in found:
+        refuse_form(chosen)
+    if options['disk']:
+        found = choose_disks(options['disk'], [disk for each in found for disk in disks_in(each)])
+    if options['name'] and len(found) > 1:
+        raise UsageError(f'{len(found)} disks cannot all get one name (leave out name=)')
+    return found
+
+
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
     def __init__(self, pool: Pool, sources: Sources, options: Options) -> None:
@@ -7578,7 +7798,8 @@ class Restorer(Importer):
             log('SUCCESS preview of restore: nothing was changed', loud=True)
             return
         self.end_killed()
-        if self.options['verify'] != 'no':
+        checked = chosen.disk and chosen.form == '.xva'        # on its way, chunk by chunk
+        if self.options['verify'] != 'no' and not checked:
             self.verify(chosen)
         self.restore(chosen, target)
 
@@ -7598,12 +7819,14 @@ class Restorer(Importer):
         elif manifest.uuid and not named and manifest.name in names.values():
             log(f'***NOTE - this backup is of an earlier VM of this name, {manifest.uuid}',
                 loud=True)
-        whole = chosen.form == '.xva'
-        for word in ['attach'] if whole else ['preserve', 'start']:
+        for word in ['attach'] if chosen.whole else ['preserve', 'start']:
             if self.options[word]:
                 raise UsageError('{}= is for {}, which this is not'.format(
-                    word, 'the image of a disk' if whole else 'a whole VM'))
-        if whole:
+                    word, 'a disk' if chosen.whole else 'a whole VM'))
+        for word in 'mode', 'force':
+            if self.options[word] and not self.options['attach']:
+                raise UsageError(f'{word}= goes with attach=')
+        if chosen.whole:
             return self.plan_vm(chosen, name, vms)
         return self.plan_disk(chosen, name)
 
@@ -7678,20 +7901,14 @@ class Restorer(Importer):
         return sr
 
     def plan_disk(self, chosen: Chosen, name: str) -> Target:
-        """Plan the restore of an image, to the first free user device of a halted VM if asked."""
-        file = basename(chosen.path)
-        raw, size = chosen.form == '.raw', 0
-        if raw:
-            size = chosen.backup.disk_size(file) or (0 if is_packed(file) else size_of(chosen.path))
-        if not size:
-            with opened(chosen.path, chosen.form) as reader:
-                size = sum(map(len, reader.pieces())) if raw else reader.read_head()[0]
-        name = name or (chosen.backup.manifest.disk(file).get('name')
-                        or plain_name(file)) + chosen.suffix
-        sr = self.sr(size, f'  new disk: {name}')
+        """Plan the restore of a disk, to the first free user device of a VM if asked."""
+        disk, = disks_in(chosen) if not chosen.disk else [chosen]
+        size, (*_, label, archived, uuid) = disk.disk.size, disk.disk.names
+        name = name or (label or plain_name(basename(chosen.path))) + chosen.suffix
+        target = Target(name, self.sr(size, f'  new disk: {name}'), size, original=uuid or archived)
         word = self.options['attach']
         if not word:
-            return Target(name, sr, size)
+            return target
         found = [vm for vm in self.pool.vms() if word in (vm.uuid, vm.name)]
         if not found:
             raise UsageError(f'no VM {word} to attach a disk to')
@@ -7700,13 +7917,26 @@ class Restorer(Importer):
                              + abbreviate(list(map(self.pool.vm_words, found))))
         vm, = found
         state = vm.record['power_state']
-        if state != 'Halted':
-            raise UsageError(f'the VM {word} is {state} (shut it down first)')
+        if state not in ('Halted', 'Running'):
+            raise UsageError(f'the VM {word} is {state} (shut it down or let it run first)')
+        mode = self.options['mode'].upper() or ('RO' if state == 'Running' else 'RW')
+        if mode == 'RO' and state == 'Running' and self.pool.call(
+                'VM_metrics.get_current_domain_type',
+                self.pool.record('VM', vm.ref)['metrics']) == 'hvm':
+            raise UsageError(f'the VM {word} runs on hardware virtualisation (HVM), where xapi '
+                             'takes no disk that is read-only (mode=rw, best on a VM that has not '
+                             'the original; or extract)')   # xapi: xapi_vbd.ml, plug
+        beside = chosen.backup.manifest.uuid == vm.uuid if not uuid else any(
+            each.vdi['uuid'] == uuid for each in self.pool.disks(vm))
+        if mode == 'RW' and beside and not self.options['force']:
+            raise UsageError(f'the VM {word} has the original of this disk: two of one identity '
+                             '(file systems, LVM, Windows) may be mixed up, and it may boot from '
+                             'either (mode=ro, or another VM; force=yes does it all the same)')
         free = self.pool.call('VM.get_allowed_VBD_devices', vm.ref)
         if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
-        log(f'  attached: to {word} as {device_name("", free[0])}')
-        return Target(name, sr, size, attach=vm.uuid, device=free[0])
+        log(f'  attached: to {word} as {device_name("", free[0])}, {mode}')
+        return target._replace(attach=vm, device=free[0], mode=mode)
 
     def verify(self, chosen: Chosen) -> None:
         """Verify what is to be restored. Raise Damaged."""
@@ -7726,9 +7956,8 @@ class Restorer(Importer):
                 made = self.pool.marked(record.mark)
                 self.drop_leaked_vbds(made.vms, made.disks, 'RW')
             if target.attach:
-                xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,
-                        mode='RW', type='Disk', bootable='false')
-        kind = 'VM' if chosen.form == '.xva' else 'disk'
+                self.attach(uuid, target)
+        kind = 'VM' if chosen.whole else 'disk'
         log(f'restored: the {kind} {target.name} ({uuid})', loud=True)
         if self.options['start']:
             xe.tell('vm-start', uuid=uuid)
@@ -7737,6 +7966,26 @@ class Restorer(Importer):
             log('next: attach it to a VM that is halted',
                 f'  {shell_word(xe.program)} vbd-create vm-uuid=UUID-OF-THE-VM vdi-uuid={uuid} '
                 'device=0 bootable=true mode=RW type=Disk', loud=True)
+
+    def attach(self, uuid: str, target: Target) -> None:
+        """Put a new disk on a VM; on one that runs it is a look, which is recorded."""
+        vm, xe = target.attach, self.xe
+        running = vm.record['power_state'] == 'Running'
+        look = Look(uuid, target.name, vm.uuid, vm.name, target.mode, self.pool.uuid(), iso(now()))
+        if running:
+            with tolerating(self.warnings, 'not written down that the disk is attached'):
+                write_json(self.store.look_path(uuid), look._asdict())
+            xe.tell('vdi-param-set', uuid=uuid, **{'other-config:' + LOOK: f'{uuid} {vm.uuid}'})
+        vbd = xe.tell('vbd-create', vm_uuid=vm.uuid, vdi_uuid=uuid, device=target.device,
+                      mode=target.mode, type='Disk', bootable='false')
+        if not running:
+            return
+        try:
+            xe.tell('vbd-plug', uuid=vbd)
+        except CommandFailed:
+            xe.tell('vbd-destroy', uuid=vbd)           # so that the disk can be taken back
+            raise
+        log(f'attached: {look.words()}', loud=True)
 
 
 def run_restore(line: CommandLine) -> int:
@@ -7747,8 +7996,7 @@ def run_restore(line: CommandLine) -> int:
                          'its place)')
     date, plan = line.options['date'], Plan()
     if line.word:
-        chosen = sources.find(selector(line.word).text, date)
-        refuse_form(chosen)
+        chosen = parts(sources.find(selector(line.word).text, date), line.options)
     else:
         plan = sources.select(sources.config)
         for text in plan.errors:
@@ -7758,25 +8006,15 @@ def run_restore(line: CommandLine) -> int:
     failed = Errors(plan.failures)
     with Pool.connect(line) as pool:
         restorer = Restorer(pool, sources, line.options)
-        if line.word:
-            restorer.run(chosen)
+        for each in chosen if line.word else ():
+            restorer.run(each)
         for job in plan.jobs:
             check_signals()
             with tolerating(failed, job.vm.ref):
-                restorer.run(sources.of_backup(sources.newest([job.vm.saved], date)))
+                for each in parts(sources.of_backup(sources.newest([job.vm.saved], date)),
+                                  line.options):
+                    restorer.run(each)
     return verdict_of(failed, restorer.warnings).status
-
-
-def refuse_form(chosen: Chosen) -> None:
-    """Raise UsageError for what is no backup of a VM or disk; tell what to do with a dump."""
-    if chosen.form == '.dump':
-        command = quoted([Xe().program, 'pool-restore-database', f'file-name={chosen.path}'])
-        log('next, on the pool master, of the same release and hardware as then: let it be '
-            'checked, then restore it (what runs on the hosts is lost)',
-            f'  {command} dry-run=true', f'  {command}', loud=True)
-        raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
-    if chosen.form not in ('.xva', '.raw', '.vhd'):
-        raise UsageError(f'no archive or image: {chosen.path} (a config file is given as from=)')
 
 
 class TestRestore(Run):
@@ -7797,7 +8035,7 @@ class TestRestore(Run):
         """Return the VMs that a selector chooses, or the one of a path. Raise UsageError,
         OSError."""
         if match(r'\.{0,2}/', word) or '/' in word and names_file(word):
-            chosen = self.sources.find(word, '')
+            chosen, *_ = self.sources.find(word, '')
             refuse_form(chosen)
             backup = chosen.backup
             name = backup.manifest.name or basename(dirname(backup.path))
@@ -7830,8 +8068,7 @@ class TestRestore(Run):
             backup = turn.job.vm.saved
             if isinstance(backup, History):
                 backup = self.sources.newest([backup.as_it_is()])
-            for name in backup.check_archives():
-                chosen = self.sources.of_file(backup.file(name))
+            for chosen in self.sources.of_backup(backup):
                 target = restorer.plan(chosen, f'{turn.job.vm.name}-test-{random_digits():.8}')
                 if not self.previewing:
                     result['sr'] = target.sr['name_label']
@@ -7866,7 +8103,213 @@ def run_test_restore(line: CommandLine) -> int:
 
 
 # ----------------------------------------------------------------------------------------------
-# 22. Checks: status, check-config, test-mail
+# 22. Disks: one disk of a backup as a file or stream; detached
+# ----------------------------------------------------------------------------------------------
+# No pool is needed for that. What is on a disk is looked at, never mounted: MBR and GPT as the UEFI
+# specification has them (chapter 5), file systems by what blkid and file(1) know them by.
+
+NO_SYSTEM = ('unknown', 0, b'', None)
+SYSTEMS = (                # name, where its magic is, that, and what mount needs; None: no mount
+    ('ext2/3/4', 1080, b'\x53\xef', ',noload'), ('xfs', 0, b'XFSB', ',norecovery,nouuid'),
+    ('NTFS', 3, b'NTFS    ', ''), ('BitLocker', 3, b'-FVE-FS-', None), ('ReFS', 3, b'ReFS\0', None),
+    ('exFAT', 3, b'EXFAT   ', ''), ('FAT', 54, b'FAT', ''), ('FAT', 82, b'FAT32', ''),
+    ('btrfs', 0x10040, b'_BHRfS_M', ''), ('LVM', 536, b'LVM2 001', None),
+    ('LUKS', 0, b'LUKS\xba\xbe', None), ('swap', 4086, b'SWAPSPACE2', None), NO_SYSTEM)
+EXTENDED = (5, 15, 0x85)   # types of an MBR's entry that holds a chain of further tables
+MOST_PARTITIONS = 128      # in a table
+
+
+def system_at(handle: int, begin: int) -> Tuple[str, int, bytes, Optional[str]]:
+    """Return the row of SYSTEMS for what begins at that byte."""
+    return next(row for row in SYSTEMS
+                if pread(handle, len(row[2]), begin + row[1]) == row[2])
+
+
+def mbr_partitions(handle: int) -> Iterator[Tuple[int, int]]:
+    """Yield first sector and number of sectors of an MBR's partitions, those of its chain last."""
+    chain, first, tables = [0], 0, 0
+    while chain and tables < MOST_PARTITIONS:
+        here = chain.pop()
+        tables += 1
+        sector = pread(handle, BLOCK, here * BLOCK).ljust(BLOCK, b'\0')
+        for kind, begin, size in struct.iter_unpack('<4xB3xII', sector[446:510]):
+            if sector[510:] != b'\x55\xaa' or not size:
+                continue
+            if kind in EXTENDED:
+                chain.append(first + begin)
+                first = first or begin
+            else:
+                yield here + begin, size
+
+
+def partitions(handle: int) -> Tuple[str, List[Tuple[int, int]]]:
+    """Return the kind of a disk's partition table, '' for none, and begin and bytes of each
+    partition in it."""
+    head = pread(handle, 2 * BLOCK, 0)
+    found = []                 # type: List[Tuple[int, int]]   # in sectors
+    if head[BLOCK:BLOCK + 8] == b'EFI PART':
+        kind = 'GPT'
+        table_at, count, each = struct.unpack_from('<QII', head, BLOCK + 72)
+        for number in range(min(count, MOST_PARTITIONS)):
+            entry = pread(handle, 48, table_at * BLOCK + number * each)
+            begin, last = struct.unpack('<32xQQ', entry.ljust(48, b'\0'))
+            if any(entry[:16]):
+                found.append((begin, last - begin + 1))
+    elif system_at(handle, 0) == NO_SYSTEM and head[510:512] == b'\x55\xaa':
+        kind, found = 'MBR', list(mbr_partitions(handle))
+    else:
+        return '', []
+    return kind, [(begin * BLOCK, size * BLOCK) for begin, size in found]
+
+
+def tell_partitions(path: str) -> None:
+    """Log what is on a disk that was extracted, and how to look inside. Raise OSError."""
+    file = shell_word(path)
+    with reading(path) as stream:
+        handle = stream.fileno()
+        kind, found = partitions(handle)
+        log(f'  {kind or "no"} partition table')
+        for number, (begin, size) in enumerate(found or [(0, fstat(handle).st_size)], 1):
+            name, _, _, more = system_at(handle, begin)
+            log(f'  {number}: {human_size(size)} at byte {begin}: {name}')
+            if more is not None:
+                log(f'     mount -o ro,loop,offset={begin},sizelimit={size}{more} {file} /mnt')
+    log(f'  all of it: losetup -P -r -f --show {file} (LVM: then vgscan, and vgchange -ay)',
+        '  on a workstation, never in dom0: a file system of a guest may attack the kernel that '
+        'mounts it, and LVM there may take its volume groups')
+
+
+def allocated(chosen: Chosen) -> Size:
+    """Return the bytes that a disk takes in a sparse file, None where only reading all tells."""
+    with opened(chosen.path, chosen.form) as reader:
+        if reader.compression.programs:
+            return None
+        if chosen.form == '.xva':
+            return sum(len(data) for _, data in reader.disk(chosen.disk.id, True))
+    return min(chosen.disk.size, occupied(chosen.path))
+
+
+def hashing(pieces: Located, digest: Any) -> Located:
+    """Yield pieces of a disk, and have the digest be that of all its bytes."""
+    at = 0
+    for begin, data in pieces:
+        for piece in itertools.chain(zeros(begin - at), [data]):
+            digest.update(piece)
+        at = begin + len(data)
+        yield begin, data
+
+
+class Extractor:
+    """Writes disks of backups to files, or one to standard output."""
+    def __init__(self, limit: float, hashed: bool) -> None:
+        self.limit = limit     # seconds in which something has to move
+        self.hashed = hashed   # whether to tell the SHA-256 of all bytes
+
+    def to_file(self, chosen: Chosen, path: str) -> None:
+        """Write a disk to a new file. Raise OSError, TargetError, Damaged, CommandFailed."""
+        with new_file(path) as stream:
+            need, (_, free) = allocated(chosen), room_in(dirname(path))
+            if need and need > free:
+                raise TargetError(reason_of(OSError(ENOSPC, '', path),
+                                            f'; the disk needs {human_size(need)}'))
+            if need is None and free < chosen.disk.size:
+                log(f'***NOTE - {human_size(free)} free for a disk of '
+                    f'{human_size(chosen.disk.size)}: as the backup is compressed, only reading '
+                    'all of it tells how much of that is not zeros')
+            digest = self.copy(chosen, lambda pieces: write_sparse(stream, pieces))
+        taken = human_size(occupied(path))
+        log(f'extracted: {path}, {chosen.disk.size} bytes, {taken} of it allocated{digest}',
+            loud=True)
+        tell_partitions(path)
+
+    def to_output(self, chosen: Chosen) -> None:
+        """Write a disk to standard output. Raise OSError, Damaged, CommandFailed."""
+        def emit(pieces: Located) -> None:
+            for piece in continuous(pieces):
+                Console.current.emit(piece)
+        digest = self.copy(chosen, emit)
+        log(f'extracted: {chosen.disk.size} bytes{digest}', loud=True)
+
+    def copy(self, chosen: Chosen, write: Callable[[Located], None]) -> str:
+        """Have a disk's pieces written, once they are checked; return what is to be told."""
+        import hashlib
+        digest = hashlib.sha256()
+        path, form, backup, disk = chosen
+
+        def read(reader: Any) -> None:
+            pieces = disk_in(form, reader, disk.size, disk.id)
+            write(hashing(pieces, digest) if self.hashed else pieces)
+            if form != '.xva':
+                check_digest(backup, basename(path), reader.digest.hexdigest())
+        read_watched(path, lambda: opened(path, form), self.limit, 'extracted', read)
+        return f', SHA-256 {digest.hexdigest()}' if self.hashed else ''
+
+
+def run_extract(line: CommandLine) -> int:
+    """The command `extract`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
+    sources, options = Sources(line), line.options
+    disks = []                 # type: List[Chosen]
+    for chosen in sources.find(selector(line.word).text, options['date']):
+        refuse_form(chosen)
+        disks += disks_in(chosen)
+    word, target = options['disk'], options['to']
+    if not (word or target):
+        log(*['  disk: ' + disk_in_words(each) for each in disks], loud=True)
+        return SUCCESS.status
+    if not target:
+        raise UsageError('where to? (add to=FILE, or to=- for standard output)')
+    disks = choose_disks(word or disks[0].disk.names[0], disks)
+    extractor = Extractor(sources.config.settings.stall_timeout * 60, bool(options['sha256']))
+    path = abspath(native(target))
+    if word == 'all':
+        make_directory(path)
+        for each in disks:
+            extractor.to_file(each, f'{path}/{path_part(each.disk.names[0])}.raw')
+    elif target == '-':
+        extractor.to_output(*disks)
+    else:
+        extractor.to_file(*disks, path)
+    return SUCCESS.status
+
+
+def run_detach(line: CommandLine) -> int:
+    """The command `detach`; return the exit status. Raise VmBackupError, OSError."""
+    store, xe = Sources(line).store, Xe(numbered=False)
+    with Pool.connect(line) as pool:
+        looks = {ref: vdi for ref, vdi in pool.records('VDI').items()     # copies have it, too
+                 if vdi['other_config'].get(LOOK, '').startswith(vdi['uuid'])}
+        found = {ref: vdi for ref, vdi in looks.items()
+                 if line.word in (vdi['uuid'], vdi['name_label'])}
+        if len(found) != 1:
+            raise UsageError('{} disk {} that restore has attached (there are: {})'.format(
+                'more than one' if found else 'no', line.word,
+                abbreviate(list(map(labelled, (found or looks).values()))) or 'none'))
+        vdi, = found.values()
+        vms = pool.where('VM', 'uuid', [vdi['other_config'][LOOK][-36:]])
+        vbds = pool.where('VBD', 'VDI', found).values()
+        ours = [vbd for vbd in vbds if vbd['VM'] in vms]
+        for vbd in ours:
+            if vbd['currently_attached']:
+                xe.tell('vbd-unplug', uuid=vbd['uuid'])
+        kept = [why for why, is_so in (
+            ('it was attached to be written', any(vbd['mode'] != 'RO' for vbd in ours)),
+            ('another VM has it', len(vbds) > len(ours)),
+            ('there is a snapshot of it', vdi['is_a_snapshot'] or vdi['snapshots'])) if is_so]
+        if kept:
+            xe.tell('vdi-param-remove', uuid=vdi['uuid'], param_name='other-config',
+                    param_key=LOOK)
+        else:
+            for vbd in ours:
+                xe.tell('vbd-destroy', uuid=vbd['uuid'])
+            xe.tell('vdi-destroy', uuid=vdi['uuid'])
+        remove(store.look_path(vdi['uuid']))
+        log(f'detached: {labelled(vdi)}, ' + (f'and kept, as {kept[0]}' if kept else 'destroyed'),
+            loud=True)
+    return SUCCESS.status
+
+
+# ----------------------------------------------------------------------------------------------
+# 23. Checks: status, check-config, test-mail
 # ----------------------------------------------------------------------------------------------
 
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
@@ -7913,6 +8356,7 @@ class StatusCheck:
         histories = store.histories()
         self.check_backups(select_histories(histories, config))
         self.check_run(config, store)
+        self.found['OK'] += [f'attached: {look.words()}' for look in store.looks()]
         left = store.leftovers(histories, self.limit)
         self.figures['leftovers'] = sum(map(len, left.values()))
         self.found['WARNING'] += [f'left over: {abbreviate(paths)} ({remedy})'
@@ -8074,7 +8518,7 @@ def run_test_mail(line: CommandLine) -> int:
 
 
 # ----------------------------------------------------------------------------------------------
-# 23. Command line: help texts, main
+# 24. Command line: help texts, main
 # ----------------------------------------------------------------------------------------------
 # COMMANDS_HELP is the one source of every command's words, options and help. A line with a name in
 # its first column begins a command: words in <> are wanted, in [] they may be missing, and with ...
@@ -8206,7 +8650,12 @@ restore [<vm|uuid|backup|file>]
     name=<new-name>        of the VM or disk (default: its own, if that is free)
     preserve               keep the MAC addresses; refused while the VM is there
     start                  start the VM
-    attach=<vm|uuid>       a disk: put it on this VM, which has to be halted
+    disk=<device|position|name|uuid|all>
+                           only this disk of the backup (see extract)
+    attach=<vm|uuid>       a disk: put it on this VM as well; if that runs, to be
+                           read only, until it is detached
+    mode=ro|rw             of attach=: to be read, or written, too
+    force                  write it also beside the original disk
     verify=yes|no          no: do not verify the backup first (default: yes)
 {quiet}
 {config}
@@ -8214,6 +8663,27 @@ restore [<vm|uuid|backup|file>]
 
   VmBackup.py restore web from=/root/night.cfg preview
   VmBackup.py restore /mnt/backups/web/backup-2026-03-01-000000 name=web-old
+
+extract <vm|uuid|backup|file>
+  write one disk of a backup to a file, or list its disks
+
+  The disk becomes a raw image, sparse and checked; no pool is needed. Without
+  disk= and to= the disks are listed. Space is looked at first. A file that is
+  there is never written over; until all is right the name ends in .partial.
+
+    disk=<device|position|name|uuid|all>
+                           which disk, or all of them (default: the only one)
+    to=<file|directory|->  a new file, with disk=all a directory for them, or -
+                           for standard output
+    sha256                 tell the SHA-256 of the image
+    date=<2026-03-01>      the newest backup of that time (default: the newest)
+    from=<config-file|backup_dir>
+                           where the backups are
+                           (default: {{backup_dir}})
+{config}
+
+  VmBackup.py extract web from=/root/night.cfg
+  VmBackup.py extract web from=/root/night.cfg disk=xvdb to=/scratch/web-b.raw
 
 test-restore <vm-selector|backup>
   prove that backups can be restored; removes it again
@@ -8229,6 +8699,22 @@ test-restore <vm-selector|backup>
 
   VmBackup.py test-restore web from=/root/night.cfg
   VmBackup.py test-restore '.*' from=/mnt/backups sr=scratch quiet
+
+detach <disk>
+  take a disk off a running VM that a restore put there
+
+  The name or uuid of the disk. It is destroyed, too, if it was there to be read
+  only, on that VM alone, and has no snapshot.
+
+    from=<config-file|backup_dir>
+                           where the backups are
+                           (default: {{backup_dir}})
+{quiet}
+{config}
+{login}
+
+  VmBackup.py detach 'db 0-restored-2026-03-01' from=/root/night.cfg
+  VmBackup.py detach 4d9880f5-76b1-4b26-9676-af535f6e602f
 
 prune <config-file|backup>
   delete backups that no rule of the config keeps
@@ -8479,7 +8965,7 @@ def read_commands() -> Dict[str, Command]:
         name, _, words = head.partition(' ')
         rest = rest.format(**OPTIONS_HELP).format(backup_dir=KEY['backup_dir'].default)
         options = {option.replace('-', '_'): allowed or SWITCH for option, allowed in findall(
-            r'^ {4}([a-z][a-z_-]*|KEY)(?:=(\S+))?(?: |$)', rest, MULTILINE)}
+            r'^ {4}([a-z][a-z0-9_-]*|KEY)(?:=(\S+))?(?: |$)', rest, MULTILINE)}
         if options.pop('KEY', ''):
             options = {**dict.fromkeys(KEY, OF_KEY), **options}
         commands[name] = Command(name, words, sub('^ {2}', '', rest, flags=MULTILINE), options)
@@ -8549,10 +9035,11 @@ def run_help(line: CommandLine) -> int:
 
 RUNS = {
     'backup': run_backup, 'preview': run_backup, 'list': run_list, 'verify': run_verify,
-    'restore': run_restore, 'test-restore': run_test_restore, 'prune': run_prune,
-    'protect': run_protect, 'unprotect': run_protect, 'status': run_status,
-    'check-config': run_check_config, 'test-mail': run_test_mail,
-    'create-password-file': run_create_password_file, 'config': run_config, 'example': run_help,
+    'restore': run_restore, 'extract': run_extract, 'detach': run_detach,
+    'test-restore': run_test_restore, 'prune': run_prune, 'protect': run_protect,
+    'unprotect': run_protect, 'status': run_status, 'check-config': run_check_config,
+    'test-mail': run_test_mail, 'create-password-file': run_create_password_file,
+    'config': run_config, 'example': run_help,
     'help': run_help}      # type: Dict[str, Callable[[CommandLine], int]]
 
 
@@ -8675,7 +9162,7 @@ def heed(line: CommandLine, console: Console) -> None:
     """Have the console print as a command line asks for, whatever is wrong with it."""
     command = 'preview' if line.options.get('preview') else line.command
     wanted = line.options.get('json') or line.options.get('format') == 'json'
-    if command == 'config':                            # which goes into a file
+    if command == 'config' or line.options.get('to') == '-':   # what goes into a file or pipe
         console.stream = console.errors
     elif wanted and command in DOCUMENTS:
         console.take_aside(command)

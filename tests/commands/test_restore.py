@@ -303,7 +303,7 @@ class Choosing(RestoreCase):
                                'no SR elsewhere (choose one, sr=UUID): Local storage ('),
                               ('name=web', 'a VM called web is there'),
                               ('name=a\x07b', 'control characters'),
-                              ('attach=web', 'attach= is for the image of a disk'),
+                              ('attach=web', 'attach= is for a disk'),
                               ('from=/nowhere', 'no such file or directory: /nowhere')):
             with self.subTest(option=option):
                 self.refused(words, self.restore('web', option))
@@ -441,10 +441,11 @@ class Places(RestoreCase):
         self.use_pool()
         self.refused('exported by xapi %s, this pool has' % version, self.restore('web'))
 
-    def test_attach_wants_a_halted_vm(self):
+    def test_attach_wants_a_halted_or_running_vm(self):
         shutil.rmtree(self.newest('web'))              # an image is the newest then
         self.xe('vm-start', 'uuid=' + self.uuid_of('web'))
-        self.refused('the VM web is Running (shut it down first)',
+        self.xe('vm-suspend', 'uuid=' + self.uuid_of('web'))
+        self.refused('the VM web is Suspended (shut it down or let it run first)',
                      self.restore('web', 'attach=web'))
         self.refused('no VM nobody', self.restore('web', 'attach=nobody'))
         self.refused('start= is for a whole VM', self.restore('web', 'start=True'))

@@ -287,17 +287,6 @@ class Images(DiskCase):
             self.assertIn('ERROR vdi-export VDI-EXPORT-FAIL web', done.output)
             self.assertEqual([], [path for path in self.tree() if '.zst' in path])
 
-    def test_several_compressed_ones_are_restored_one_by_one(self):
-        self.ends(0, 'vdi-export=web', vdi_disks='all', vdi_compress='zstd')
-        done = self.restored(2, 'restore=web')
-        path = self.newest('web', 'DISK-xvdc.raw.zst')
-        self.assertIn(', %s (data, %s)' % (path, self.disk_of('web', '2')), done.output)
-        done = self.command(0, 'password', 'restore=' + path, 'name=data again')
-        uuid = self.xe('vdi-list', 'name-label=data again', '--minimal').strip()
-        pool = self.sim.pool
-        self.assertEqual(self.digest('web', '2'), pool.content[pool.ref_of('VDI', uuid)].sha256())
-        self.before = self.contents()
-
     def test_a_test_restore_takes_each_of_them(self):
         self.ends(0, 'vdi-export=web', vdi_disks='all', vdi_compress='gzip')
         before = len(self.xe_calls())

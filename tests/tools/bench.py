@@ -46,6 +46,13 @@ size = os.fstat(handle).st_size if form == '.raw' else None
 VmBackup.read_form(form, reader, size)
 reader.close()
 '''
+EXTRACT = '''
+with VmBackup.opened(sys.argv[2], '.xva') as reader:
+    disk = VmBackup.archived_vm(reader.read_ova()).disks[1]
+with VmBackup.opened(sys.argv[2], '.xva') as reader, open(os.devnull, 'wb', 0) as stream:
+    for piece in VmBackup.continuous(VmBackup.disk_in('.xva', reader, disk.size, disk.id)):
+        stream.write(piece)
+'''
 COMMAND = "VmBackup.main(['VmBackup.py', 'verify', sys.argv[2]])"
 LIMIT = '''
 import hashlib
@@ -55,8 +62,10 @@ digest = {'xxh64': lambda: xxh64(buffer),
           'sha256': lambda: sha256.update(buffer),
           'sha1': lambda: hashlib.sha1(buffer).digest()}[sys.argv[3]]
 stream = open(handle, 'rb', buffering=0)
-while stream.readinto(buffer):
+left = int(sys.argv[4])
+while left and stream.readinto(buffer):
     digest()
+    left -= 1
 '''
 
 
@@ -92,9 +101,9 @@ class Zeros(Noise):
     content = bytes(MIB)
 
 
-def xva(disk, checksum='xxhash'):
+def xva(disk, checksum='xxhash', count=1):
     pool = pools.load({'vms': [{'name': 'bench', 'disks': [
-        {'size': '%d MiB' % disk.chunk_count, 'fill': 0}]}]})
+        {'size': '%d MiB' % disk.chunk_count, 'fill': 0}] * count}]})
     vm, = [ref for ref, record in pool.tables['VM'].items() if record['name_label'] == 'bench']
     host, = pool.tables['host'].values()
     text, disks = ova.build(pool.tables, vm, itertools.count(1).__next__,
@@ -121,8 +130,8 @@ def verify_rows(size):
     many = MANY * size // 2048
     raw = map(Disk(size * MIB).chunk, range(size))
 
-    def hashed(what):
-        return lambda path: child(LIMIT, path, what)
+    def hashed(what, most=-1):
+        return lambda path: child(LIMIT, path, what, str(most))
 
     def unpacked(program):
         return lambda path: through_wc(program, '-dc', path)
@@ -133,6 +142,8 @@ def verify_rows(size):
          'the same, only a part of it', None, OURS, None),
         ('whole.xva', size, xva(Disk(size * MIB)), None,
          'the same, as a command, from storage', None, COMMAND, None),
+        ('four.xva', size // 4, xva(Disk(size // 4 * MIB), count=4), None,
+         'one of four disks of it, extracted', hashed('xxh64', size // 4), EXTRACT, 0.8),
         ('sha1.xva', size, xva(Disk(size * MIB), 'checksum'), None,
          'plain XVA, SHA-1', hashed('sha1'), OURS, 0.85),
         ('zstd.xva.zst', size, xva(Disk(size * MIB)), ['zstd', '-qc'],

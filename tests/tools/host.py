@@ -461,6 +461,72 @@ class HostTest:
                 raise Broken(command + ' does not tell of the VM')
         return 'verify, list, status, prune, check-config'
 
+    def single_disks(self, place, compress):
+        """Each disk of an archive by itself: as a file, a stream, a new disk."""
+        config = self.config(place, 'compress=' + compress, *self.rules('vm-export', 'many'))
+        self.back_up(config)
+        backup = self.backup_of(config, 'many')
+        self.vmbackup('extract', backup, 'disk=all', 'to=' + place + '/disks', what='extract')
+        for number in range(len(VMS['many'])):
+            size, digest = self.digests['many', str(number)]
+            stream = subprocess.run(
+                [sys.executable, SCRIPT, 'extract', backup, 'disk=%d' % number, 'to=-'],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, timeout=RUN_LIMIT)
+            with open(place + '/disks/xvd%s.raw' % 'abc'[number], 'rb') as file:
+                for what, data in ('the file', file.read()), ('the stream', stream.stdout):
+                    if hashlib.sha256(data[:size]).hexdigest() != digest:
+                        raise Broken('%s of disk %d has other bytes' % (what, number))
+            name = self.name('restored-%d' % next(self.numbers))
+            self.vmbackup(*self.restore_words(backup, name, 'disk=%d' % number), what='restore')
+            self.restored('many', name, str(number))
+        self.check_clean('after the restores')
+        return '%d disks as a file, a stream, a disk' % len(VMS['many'])
+
+    def look(self, place):
+        """A disk on a VM that runs with hardware virtualisation: not read-only; detached."""
+        config = self.config(place, *self.rules('vm-export', 'many'))
+        self.back_up(config)
+        vm = self.original(self.pool.tables(), 'none')['uuid']
+        name = self.name('look-%d' % next(self.numbers))
+        try:
+            if not self.original(self.pool.tables(), 'none')['HVM_boot_policy']:
+                self.pool.xe('vm-param-set', 'uuid=' + vm, 'HVM-boot-policy=BIOS order')
+            self.pool.xe('vm-start', 'uuid=' + vm)
+        except Broken as error:
+            return 'not tried: ' + ' '.join(str(error).split())
+        try:
+            words = self.restore_words(self.backup_of(config, 'many'), name, 'disk=xvdb',
+                                       'attach=' + self.name('none'))
+            if 'HVM' not in self.vmbackup(*words, wanted=(2,), what='restore attach= mode=ro'):
+                raise Broken('it is not refused read-only, or not with the reason')
+            self.vmbackup(*(words + ['mode=rw']), what='restore attach= mode=rw')
+            tables = self.pool.tables()
+            vdi, = [each for each in tables['VDI'].values() if each['name_label'] == name]
+            vbd, = [tables['VBD'][ref] for ref in vdi['VBDs']]
+            if (vbd['mode'], vbd['currently_attached']) != ('RW', True):
+                raise Broken('it is attached as %s, %s' % (vbd['mode'], vbd['currently_attached']))
+            for command in 'list', 'status':
+                if vdi['uuid'] not in self.vmbackup(command, config, what=command):
+                    raise Broken(command + ' does not name it')
+            self.vmbackup('detach', vdi['uuid'], 'from=' + config,
+                          *self.new_login(place), what='detach')
+            self.pool.xe('vbd-destroy', 'uuid=' + vbd['uuid'])
+            self.pool.xe('vdi-destroy', 'uuid=' + vdi['uuid'])
+        finally:
+            self.pool.xe('vm-shutdown', 'uuid=' + vm, '--force')
+        self.check_clean('after detach')
+        return 'refused read-only, attached, listed, detached'
+
+    def new_login(self, place):
+        """The login as a command takes it that comes first."""
+        if self.options.login == 'local':
+            return []
+        if os.path.exists(self.options.login):
+            return ['password-file=' + self.options.login]
+        path = place + '/login'
+        self.vmbackup(self.options.login, 'create-password-file=' + path, what='a password file')
+        return ['password-file=' + path]
+
     def rotated(self, place):
         config = self.config(place, *self.rules('vm-export', 'one'))
         self.back_up(config)
@@ -581,7 +647,9 @@ def scenarios(restarts):
                        ('vdi-export', ('many',), 'vdi_disks=all')),
               Scenario('parallel', HostTest.exported,
                        ('vm-export', ('one', 'many'), 'parallel=2')),
-              Scenario('commands', HostTest.looked_at), Scenario('rotation', HostTest.rotated)]
+              Scenario('single disks', HostTest.single_disks, ('none',)),
+              Scenario('single disks zstd', HostTest.single_disks, ('zstd',), ('zstd',)),
+              Scenario('a look', HostTest.look), Scenario('commands', HostTest.looked_at), Scenario('rotation', HostTest.rotated)]
     for act in ['SIGKILL', 'SIGTERM'] + ['restart'] * restarts:
         for method, steps in STEPS.items():
             for work, verbs in zip((HostTest.interfered, HostTest.interfered_restore), steps):
