@@ -383,11 +383,6 @@ def compression_of(name: str) -> Compression:
     return next(each for each in COMPRESSIONS.values() if name.endswith(each.ending))
 
 
-def compression_in(begin: bytes) -> Compression:
-    """Return the compression of a file that begins so."""
-    return next(each for each in COMPRESSIONS.values() if begin.startswith(each.magic))
-
-
 def plain_name(name: str) -> str:
     """Return a file's name without the ending of its compression."""
     return name[:len(name) - len(compression_of(name).ending)]
@@ -406,7 +401,6 @@ def is_packed(name: str) -> bool:
 
 MOST_NAMES = 10            # of VMs or such in one text
 SHOW_EVERY = 1             # seconds after which a terminal shows anew what goes on
-QUIET = 3                  # seconds after which it shows of a line that it does
 LONGEST_RECORD = 2**20     # bytes of a manifest or a snapshot's record
 MOST_VALUES = 2**15        # in one
 LONGEST_NUMBER = 20        # characters of a number in one
@@ -571,23 +565,21 @@ def quoted(argv: Texts) -> str:
 
 class Console:
     """The log on standard output, line by line; keeps this run's lines for the mail. On a terminal,
-    and nowhere else, what each thread does stands below it, drawn anew each second."""
+    and nowhere else, a line below it shows how far each thread is."""
     current = None             # type: Console     # that of this process
-    terminal = False           # whether it is one, below whose lines is drawn
+    terminal = False           # whether it is one that is to show how far all is
     quiet = False              # of the log only what is wrong, and how all ended
-    drawn = 0                  # lines of what goes on that stand on the terminal
     lost = 0                   # why, if what was printed is: a pipe is closed, a disk is full
 
     def __init__(self, output: Any, errors: Any = None) -> None:
         self.output = self.stream = output     # unbuffered; None if it is closed
         self.errors = errors   # the same
         self.document = {}     # type: Record  # what --json prints in the end
-        # What each thread does, after how many seconds that is shown, and for how long it does it.
-        self.passing = {}      # type: Dict[int, Tuple[str, int, Callable]]
+        self.passing = {}      # type: Dict[int, str]      # how far each thread is
+        self.shown = ''        # what of that stands below the log
         self.lines = deque(maxlen=20000)    # type: deque
         self.lock = RLock()
         self.thread = threading.local()        # `begin` of its lines; `turn`: of what it shows
-        self.thread.turn = ''                  # only of those that do the work
 
     def log(self, *lines: str, loud: bool = False) -> None:
         """Print lines with 3.25's time stamp, loud ones also where it is to be quiet. A closed or
@@ -596,10 +588,10 @@ class Console:
         for text in lines:
             self.sort(text)
             line = printable(begin + text)
-            self.show(line, QUIET)
             with self.lock:
                 line = f'{now():%Y-%m-%d-(%H:%M:%S)} - {line}'
                 self.lines.append(line)
+                self.passing.pop(get_ident(), '')
                 if loud or not self.quiet or LOUD.match(text):
                     self.draw(line + '\n')
 
@@ -621,47 +613,30 @@ class Console:
         for level, text in LEVEL.findall(line) if self.document else ():
             self.document[level.lower() + 's'].append(text)
 
-    def show(self, text: str, after: int = 0) -> None:
-        """Tell what this thread does until its next line, or with '' nothing more."""
-        if hasattr(self.thread, 'turn'):
-            line = text and self.thread.turn + text
-            self.passing[get_ident()] = (line, after, stopwatch())
-
-    def begin(self, text: str) -> None:
-        """Draw from now on, on a terminal; a text stands for what has no line yet."""
-        self.terminal = self.stream and self.stream.isatty() and not self.quiet
-        self.show(text, QUIET)
-        if self.terminal:
-            Thread(target=self.tick, daemon=True).start()
-
-    def tick(self) -> None:
-        """Draw each second, until the end."""
-        while self.terminal:
-            sleep(SHOW_EVERY)
-            self.draw('')
+    def show(self, text: str) -> None:
+        """Show how far this thread is, until its next line; on a terminal."""
+        with self.lock:
+            if self.terminal:
+                self.passing[get_ident()] = printable(getattr(self.thread, 'turn', '') + text)
+                self.draw('')
 
     def end(self, *lines: str) -> None:
         """Leave nothing below the log, of which these are the last lines."""
-        self.terminal = False
-        self.draw('')
+        with self.lock:
+            self.terminal = False
+            self.passing.clear()
+            self.draw('')
         self.log(*lines)
 
     def draw(self, text: str) -> None:
-        """Print text, and below it as much as fits of what the threads do."""
-        shown = []             # type: List[str]
-        with self.lock:
-            if self.terminal:
-                import shutil
-                width, height = shutil.get_terminal_size()
-                width, height = width or 80, height or 24      # which are 0 on a serial console
-                for line, after, doing in list(self.passing.values()):
-                    seconds = int(doing())
-                    if line and seconds >= after:
-                        since = f'{timedelta(seconds=seconds)} - ' if seconds >= QUIET else ''
-                        shown.append(cut(printable(since + line), width - 1) + '\n')
-                del shown[height - 1:]
-            self.put(self.stream, '\r\x1b[A\x1b[K' * self.drawn + text + ''.join(shown))
-            self.drawn = len(shown)
+        """Print text, and below it how far the threads are, each in its part of one line."""
+        clear, self.shown = '\r\x1b[K' if self.shown else '', ''
+        if self.passing:
+            import shutil
+            width = shutil.get_terminal_size().columns or 80       # 0 on a serial console
+            width = width // len(self.passing) - 1
+            self.shown = ' '.join(cut(each, width) for each in self.passing.values())
+        self.put(self.stream, clear + text + self.shown)
 
     def write(self, text: str) -> None:
         """Print text as it is on standard output, whole if there is time (see Signals.watch), and
@@ -711,6 +686,8 @@ def log(*lines: str, loud: bool = False) -> None:
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
 NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # no other of Python's
+# Words of other programs, and what they are here.
+FAMILIAR = {'dry_run': 'preview', 'check': 'check-config'}
 
 
 class Rule(NamedTuple):
@@ -721,10 +698,9 @@ class Rule(NamedTuple):
     kind: str                  # what it is compared with: name, tag or uuid
     word: str                  # the tag or uuid, else the pattern of names
     keep: Optional[int] = None     # the N: how many backups to keep
-    said: str = ''             # how a person wrote it, where that was not as below
 
     def __str__(self) -> str:
-        return self.said or f'{self.method}={self.text}'
+        return f'{self.method}={self.text}'
 
 
 Rules = Sequence[Rule]
@@ -759,14 +735,15 @@ def unquoted(text: str, marks: str = '#') -> Pair:
 def nearest(word: str, known: Iterable[str], remark: str = ', perhaps {}') -> str:
     """Return a remark on what a mistyped word may stand for, '' where nothing is like enough."""
     import difflib
-    found = difflib.get_close_matches(word.lower().lstrip('-'), known, 1, 0.75)
+    word = word.lower().lstrip('-')
+    found = difflib.get_close_matches(FAMILIAR.get(word, word), known, 1, 0.75)
     return remark.format(*found) if found else ''
 
 
 class CommandLine(NamedTuple):
     """The parts of a command line."""
     command: str = ''
-    password: str = ''         # as 3.25's first word: it, the name of its file, or local
+    password: str = ''         # 3.25's first word, it or the name of its file; '' for local
     words: Texts = ()          # what it is about: a config file, a directory, a VM
     options: Options = {}
     keys: Strings = {}         # of the config file, in whose place they stand
@@ -828,11 +805,11 @@ def addresses(text: str) -> Texts:
 
 
 class Key(NamedTuple):
-    """A key of the config file."""
+    """A key of the config file, or an option of a command."""
     name: str
     default: str
     allowed: str               # '1 to 64': numbers; 'yes, no': words in any case; '': any text
-    meaning: str
+    meaning: str = ''
 
     def hint(self) -> str:
         """Return what is allowed, as the end of an error."""
@@ -939,7 +916,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
     report = values['report_file']
-    rules += [selector(text)._replace(method='vm', said=f'vm={text}') for text in line.only]
+    rules += [selector(text)._replace(method='vm', text=text) for text in line.only]
     password_file = line.options.get('password_file') or line.password
     files = {'the config': path, 'the password file': native(password_file),
              'status_log': values['status_log'], 'hook': values['hook'],
@@ -1104,11 +1081,11 @@ def read_password_file(path: str, warn: Callable) -> str:
 
 
 def password_of(line: CommandLine) -> Optional[str]:
-    """Return the password that a command line stands for, None for `local`. Raise ConfigError."""
+    """Return the password that a command line stands for, None for none. Raise ConfigError."""
     file, word = line.options.get('password_file', ''), line.password
     if line.options.get('password_stdin'):
         return password_typed()
-    if not file and word == 'local':
+    if not (file or word):
         return None
     path = native(file or word)
     if file or isfile(path) or '/' in word and exists(path):
@@ -1220,40 +1197,36 @@ class Plan:
         self.former = former   # what became of the VMs that had these names
         self.lacking = 'no backup found' if saved else 'vm not found'
         self.only = [rule for rule in rules if rule.method == 'vm']
+        self.wanted = {vm.ref for vm in vms if not self.only or any(
+            chooses(rule, vm) for rule in self.only)}
         self.jobs = []         # type: List[Job]       # vdi-exports first, in the order of rules
-        self.excluded = []     # type: List[str]       # names
         self.uncovered = []    # type: List[str]       # names that no rule mentions
-        self.out = set()       # type: Set[str]        # those that are excluded
+        self.out = {}          # type: Dict[str, str]  # names of those that are excluded
         self.winners = {}      # type: Dict[Tuple[str, str], Tuple[Rule, Vm]]
         self.exact = set()     # type: Set[str]        # chosen by tag or uuid
-        self.failed = {}       # type: Dict[str, Outcome]      # by name
+        self.failures = []     # type: List[Outcome]   # of VMs that cannot be backed up
         self.broken = []       # type: List[Rule]      # those that are no regular expressions
         self.invalid = []      # type: List[Rule]      # those with a retention that is no number
         self.messages, self.warnings = [], []      # type: List[str], List[str]
         self.errors = []       # type: List[str]       # with any of these nothing is backed up
-        self.left_out = []     # type: List[str]       # disks, as a preview tells of them
         names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
             if rule.method == 'vm':
                 continue
             if rule.method == 'exclude-disk':
-                if not saved:
-                    if not regex_of(rule.word):
-                        self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only '
-                                               'be the name of a disk')
-                    if search(r'''^["']|["']$|\s#''', rule.text):
-                        self.remark('NOTE', f'quotes and # are parts of the name: {rule} '
-                                            f'({rule.where})')
+                if not (saved or regex_of(rule.word)):
+                    self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
+                                           'the name of a disk')
                 continue
             if rule.keep is not None and rule.kind == 'name' and rule.text in names:
                 if not any(matches(rule.word, name) for name in names - {rule.text}):
                     rule = rule._replace(word=rule.text, keep=None)    # a name that ends in :N
             found = self.selected(rule)
-            for vm in filter(self.is_wanted, found):
+            for vm in found:
+                if vm.ref not in self.wanted:
+                    continue
                 if rule.method == 'exclude':
-                    self.out.add(vm.ref)
-                    if vm.name not in self.excluded:
-                        self.excluded.append(vm.name)
+                    self.out[vm.ref] = vm.name
                     continue
                 key = rule.method, vm.ref      # the last one wins, at the first one's place
                 old, _ = self.winners.get(key, (rule, vm))
@@ -1264,15 +1237,7 @@ class Plan:
                     self.exact.add(vm.ref)
             if not found:
                 self.not_found(rule)
-
-    @property
-    def failures(self) -> List[Outcome]:
-        """Return the ends of the VMs that rules name and that cannot be backed up."""
-        return list(self.failed.values())
-
-    def is_wanted(self, vm: Vm) -> bool:
-        """Return whether a VM is one of those that alone are wanted."""
-        return not self.only or any(chooses(rule, vm) for rule in self.only)
+        self.excluded = list(dict.fromkeys(self.out.values()))
 
     def is_concerned(self, method: str, rule: Rule) -> bool:
         """Return whether a line of a method is about what another one means that is not there."""
@@ -1296,25 +1261,17 @@ class Plan:
         """Return what to write instead of a line, or what became of its VM; '' if nothing helps."""
         if rule.method in EXPORTS and rule.word in self.former:
             return ': ' + self.former[rule.word]
-        text = rule.text
-        odd = []               # type: List[str]
-        # What looks like a blank, or like nothing.
-        for letter in sorted(set(findall(f'[^\\S ]|{HIDDEN.pattern}', text))):
-            text = text.replace(letter, ' ' if letter.isspace() else '')
-            odd.append('the ' + unicodedata.name(letter, 'control character').lower())
-        for parts in () if rule.said else ([text], text.split(',', 100)):
+        text = HIDDEN.sub('', sub(r'\s', ' ', rule.text))      # what looks like a blank, or nothing
+        remark = '' if text == rule.text else ' (in plain letters and blanks)'
+        for parts in () if rule.method == 'vm' else ([text], text.split(',', 100)):
             lines = []         # type: List[Rule]
-            more = odd[:]
             with suppress(ValueError):
                 for part in parts:
-                    line, dropped = unquoted(part, '#;')
-                    if dropped:
-                        more.append(dropped)
+                    line, _ = unquoted(part, '#;')
                     if line:
                         lines.append(parse_rule(rule.method, line, rule.where))
             if any(map(self.selected, lines)):
-                return (': write ' + ' and, in a line of its own, '.join(map(str, lines)) +
-                        (', without ' if more else '') + ' and '.join(dict.fromkeys(more)))
+                return ': write ' + ' and, in a line of its own, '.join(map(str, lines)) + remark
         return ''
 
     def not_found(self, rule: Rule) -> None:
@@ -1324,8 +1281,7 @@ class Plan:
         line = f' ({rule.where})'
         if by_name and not (hint or regex_of(rule.word)):
             self.broken.append(rule)
-            hint = ': any text is .*, not *' if rule.word.startswith('*') else ''
-            self.remark('ERROR', f'invalid regex: {rule}{line}{hint}')
+            self.remark('ERROR', f'invalid regex: {rule}{line}')
             return
         is_export = rule.method in EXPORTS
         level = 'WARNING' if hint or is_export else 'NOTE'
@@ -1344,8 +1300,9 @@ class Plan:
             elif hint or rule.kind == 'uuid' or by_name and is_literal(rule.word):
                 level = 'ERROR'
                 name = rule.word if by_name else f'{rule.kind}:{rule.word}'
-                self.failed[name] = Outcome(name, None, rule.method, 'VM-NOT-FOUND',
-                                            error='not in the pool' + hint)
+                if name not in [failure.name for failure in self.failures]:
+                    self.failures.append(Outcome(name, None, rule.method, 'VM-NOT-FOUND',
+                                                 error='not in the pool' + hint))
         if not hint and level != 'ERROR':
             line = ''
         self.remark(level, f'{self.lacking}: {rule}{line}{hint}')
@@ -1373,8 +1330,6 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
     plan = Plan(rules, vms, former, saved)
     namesakes = Counter(vm.name for vm in vms)
-    settled = plan.out | plan.exact
-    unclear = Counter(vm.name for vm in vms if vm.ref not in settled and plan.is_wanted(vm))
     covered = set(plan.out)
     both = []                  # type: List[str]
     for rule, vm in sorted(plan.winners.values(), key=lambda each: each[0].method):    # vdi- first
@@ -1389,20 +1344,21 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
             both.append(name)
             continue
         covered.add(ref)
-        if not saved and unclear[name] > 1 and ref not in settled:
-            unclear[name] = 0                          # this is said
-            plan.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
         tags = vm.record.get('tags', ()) if honour_nobak else ()
         if any(match(r'xo:no-bak(=|\Z)', tag) for tag in tags):    # xen-orchestra: Backup tags
             level = 'ERROR' if called else 'NOTE'
             plan.remark(level, f'vm has the tag xo:no-bak: {name} (honour_nobak)')
             if called:
-                plan.failed[name] = Outcome(name, None, rule.method, 'NOBAK-TAG',
-                                            error='it has the tag xo:no-bak')
+                plan.failures.append(Outcome(name, None, rule.method, 'NOBAK-TAG',
+                                             error='it has the tag xo:no-bak'))
         else:
             shown = f'{name}~{vm.uuid[:8]}' if namesakes[name] > 1 else name
             shown += '' if rule.keep is None else f':{rule.keep}'
             plan.jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown))
+    doubled = Counter(job.vm.name for job in plan.jobs if job.vm.ref not in plan.exact)
+    for name, count in doubled.items():
+        if count > 1 and not saved:
+            plan.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
     if both:
         plan.remark('NOTE', f'both vm-export and vdi-export (this counts): {abbreviate(both)}')
     if plan.broken:
@@ -1411,16 +1367,11 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
                     for rule in plan.invalid]
     for rule in plan.only:
         if not any(chooses(rule, job.vm) for job in plan.jobs):
-            wrong = 'is none of the VMs that are selected'
-            if rule.word in [failure.name for failure in plan.failures]:
-                wrong = f'is selected, but {plan.lacking}'
-            elif rule.kind == 'name' and not regex_of(rule.word):
-                wrong = 'is no regular expression'
-            plan.errors.append(f'ERROR {rule} {wrong}')
+            plan.errors.append(f'ERROR {rule} is none of the VMs that are selected')
     if not (plan.jobs or plan.errors):
         plan.errors.append('ERROR no VMs loaded')
     plan.uncovered += dict.fromkeys(
-        vm.name for vm in vms if vm.ref not in covered and plan.is_wanted(vm))
+        vm.name for vm in vms if vm.ref in plan.wanted and vm.ref not in covered)
     return plan
 
 
@@ -2004,6 +1955,7 @@ class Disk(NamedTuple):
     vdi_ref: str
     vdi: Record
     sr_uuid: str
+    why: str = ''              # it is not exported
 
 
 class Snapshot(NamedTuple):
@@ -2940,10 +2892,7 @@ def write_json(path: str, value: Any) -> None:
 
 def run_create_password_file(line: CommandLine) -> int:
     """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
-    path = line.path
-    password = password_typed() if line.options['password_stdin'] else line.password
-    if not password:
-        raise ConfigError(f'an empty password: create-password-file={path}')
+    path, password = line.path, line.password or password_typed()
     if exists(path) and not isfile(path):
         raise ConfigError(f'not a file: password file {path}')
     try:
@@ -4258,7 +4207,7 @@ class Proof(NamedTuple):
 
 @functools.lru_cache(maxsize=None)
 def xxh64_function() -> Optional[Callable]:
-    """Return what computes XXH64 of a writable buffer, None without libxxhash or xxhash."""
+    """Return what computes XXH64 of a writable buffer; None, and a note, without libxxhash."""
     with suppress(ImportError, OSError, AttributeError):
         import ctypes
         function = ctypes.CDLL(XXHASH).XXH64
@@ -4268,6 +4217,8 @@ def xxh64_function() -> Optional[Callable]:
     with suppress(ImportError):
         import xxhash
         return xxhash.xxh64_intdigest
+    log('***NOTE - this host has no libxxhash: the checksums in archives are not compared (install '
+        'xxhash-libs, on Debian libxxhash0)')
     return None
 
 
@@ -4277,12 +4228,9 @@ def damaged_if_malformed() -> Context:
     import xmlrpc.client
     try:
         yield
-    except KeyError as error:
-        raise Damaged(f'{error} is missing')
-    except (ValueError, ExpatError) as error:
-        raise Damaged(str(error))
-    except (TypeError, AttributeError, LookupError, xmlrpc.client.Error):
-        raise Damaged('it does not describe a VM as xapi does')
+    except (ValueError, TypeError, AttributeError, LookupError, ExpatError,
+            xmlrpc.client.Error) as error:
+        raise Damaged(f'it does not describe a VM as xapi does: {error}')
 
 
 def parse_xml(pieces: Pieces, root: str, unpacker: Any = None) -> None:
@@ -4323,34 +4271,25 @@ def xmlrpc_value(ova: bytes) -> Record:
     """Return what an ova.xml holds, within damaged_if_malformed; numbers stay text, as in it."""
     import xmlrpc.client
     unpacker = xmlrpc.client.Unmarshaller()    # type: Any
-    known = unpacker.dispatch
-    unpacker.dispatch = {tag: known[tag] for tag in (
-        'array base64 boolean dateTime.iso8601 double name params string struct value').split()}
-    unpacker.dispatch.update(dict.fromkeys(('i4', 'i8', 'int'), known['string']))
+    text = unpacker.dispatch['string']
+    unpacker.dispatch = {**unpacker.dispatch, **dict.fromkeys(
+        'i1 i2 i4 i8 int biginteger bigdecimal'.split(), text)}
     unpacker.xml(None, None)                           # what the parser gives it is decoded
     parse_xml(iter([ova]), 'value', unpacker)
     unpacker.end('params')                             # which is around a value elsewhere
     return unpacker.close()[0]
 
 
-def ova_objects(ova: bytes) -> Tuple[Record, Dict[str, Records]]:
-    """Return an ova.xml's version, and its records by class and id (in damaged_if_malformed)."""
+def ova_objects(ova: bytes) -> Dict[str, Records]:
+    """Return an ova.xml's records by class and id, within damaged_if_malformed."""
     document = xmlrpc_value(ova)
-    version = document['version']
-    if version['export_vsn'] != '2':
-        raise ValueError(f'unknown version of the format: {version["export_vsn"]}')
+    version = document['version']['export_vsn']
+    if version != '2':
+        raise ValueError(f'unknown version of the format: {version}')
     objects = defaultdict(dict)            # type: Dict[str, Records]
     for each in document['objects']:
         objects[each['class']][each['id']] = each['snapshot']
-    return version, objects
-
-
-def number_of(record: Record, field: str) -> int:
-    """Return a number in a record. Raise KeyError, ValueError."""
-    number = as_size(record[field])
-    if number is None:
-        raise ValueError(f'{field} is no number: {str(record[field])[:40]}')
-    return number
+    return objects
 
 
 class ArchivedDisk(NamedTuple):
@@ -4366,18 +4305,15 @@ class ArchivedVm(NamedTuple):
     """The VM of an archive, as its ova.xml describes it."""
     name: str
     uuid: str
-    version: Tuple[int, int]   # of the xapi that wrote it: major, minor
     disks: List[ArchivedDisk]  # in the order of the archive
     vifs: Sequence[Texts]      # device, name and bridge of the network
     seed: str                  # of which MAC addresses are made
-    macs: Texts
-    firmware: str              # and what comes with it, in words
 
 
 def archived_vm(ova: bytes) -> ArchivedVm:
     """Return the VM of an ova.xml, the only one, with what its archive has to hold."""
     with damaged_if_malformed():
-        version, objects = ova_objects(ova)
+        objects = ova_objects(ova)
         if len(objects['VM']) != 1:
             raise ValueError(f'{len(objects["VM"])} VMs in it, where one was expected')
         vm, = objects['VM'].values()
@@ -4392,29 +4328,22 @@ def archived_vm(ova: bytes) -> ArchivedVm:
             vdi = objects['VDI'][ref]
             if objects['SR'][vdi['SR']]['content_type'] != 'iso':
                 label = str(vdi['name_label'])
+                size = as_size(vdi['virtual_size'])
+                if size is None:
+                    raise ValueError('virtual_size is no number: ' + vdi['virtual_size'][:40])
                 disks.append(ArchivedDisk(
-                    str(ref), number_of(vdi, 'virtual_size'), f'disk {name} ({printable(label)}, '
-                    f'{ref})', device, [name, device, device_name('', device), label,
-                                        str(vdi['uuid'])]))
+                    str(ref), size, f'disk {name} ({printable(label)}, {ref})', device,
+                    [name, device, device_name('', device), label, str(vdi['uuid'])]))
         for vif in objects['VIF'].values():
             network = objects['network'][vif['network']]
             vifs.append((vif['device'], network['name_label'], network['bridge']))
-        firmware = str(vm['HVM_boot_params'].get('firmware', 'bios'))
-        if vm.get('NVRAM'):
-            firmware += ', with its variables (NVRAM)'
-        if vm.get('VTPMs') or vm['platform'].get('vtpm') == 'true':
-            firmware += ', with a TPM, whose content this pool may not restore'
-        return ArchivedVm(
-            str(vm['name_label']), str(vm['uuid']),
-            (number_of(version, 'xapi_major'), number_of(version, 'xapi_minor')), disks,
-            sorted(vifs), vm['other_config'].get('mac_seed', ''),
-            [vif['MAC'] for vif in objects['VIF'].values()], firmware)
+        return ArchivedVm(str(vm['name_label']), str(vm['uuid']), disks, sorted(vifs),
+                          vm['other_config'].get('mac_seed', ''))
 
 
 class Reader:
     """Reads an open file, an image or a document, decompressed if it begins so and not `plain`."""
     where = ''                 # what is read now
-    tail = b''                 # the content that was read last
     at = 0                     # bytes so far
     place = 0                  # bytes of the file as it is, when `position` has last looked
 
@@ -4423,10 +4352,11 @@ class Reader:
         self.handle = handle
         self.digest = hashlib.sha256()
         self.view = memoryview(bytearray(CHUNK))
-        self.compression = compression_in(b'' if plain else pread(handle, 4, 0))
+        begin = b'' if plain else pread(handle, 4, 0)
+        compression = next(each for each in COMPRESSIONS.values() if begin.startswith(each.magic))
         self.stream = io.FileIO(handle, closefd=False)         # type: Any
-        if self.compression.programs:
-            self.stream = Filter(packing_command(self.compression, undo=True), handle)
+        if compression.programs:
+            self.stream = Filter(packing_command(compression, undo=True), handle)
 
     def more(self, view: memoryview) -> int:
         """Fill a buffer as far as the file goes; return how far. Raise Damaged, CommandFailed."""
@@ -4437,17 +4367,11 @@ class Reader:
                 got = self.stream.readinto(view[done:])
                 done += got
                 self.at += got
-            if not got and self.compression.name == 'gzip':
-                # One of a single member ends with its length (RFC 1952); gzip skips zeros after it.
-                end = self.last(8)
-                if end[4:] != struct.pack('<I', self.at & 0xffffffff) or not any(end):
-                    raise Damaged('something follows the end of the gzip file')
         except (Damaged, OSError) as error:
             if getattr(error, 'errno', EIO) != EIO:
                 raise
             where = self.where and self.where + ': '
             raise Damaged(f'{where}{reason_of(error)} at byte {self.at} of its content')
-        self.tail = (self.tail + view[:done][-4096:].tobytes())[-4096:]
         return done
 
     def fill(self, view: memoryview) -> memoryview:
@@ -4461,19 +4385,16 @@ class Reader:
         for got in iter(lambda: self.more(self.view), 0):
             yield self.view[:got]
 
-    def last(self, size: int) -> bytes:
-        """Return the last bytes of the file as it is."""
-        return pread(self.handle, size, max(0, fstat(self.handle).st_size - size))
-
     def failed_export(self) -> str:
         """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
+        found = None
         with suppress(OSError):
-            for end in self.last(4096), self.tail:
-                found = search(rb'HTTP/1\.\d 500(?:.*</h1>)?(.*)', end, DOTALL)
-                if found:
-                    words = sub(b'<[^>]*>', b' ', found.group(1))
-                    return ': the export failed: ' + ' '.join(decoded(words).split())
-        return ''
+            end = pread(self.handle, 4096, max(0, fstat(self.handle).st_size - 4096))
+            found = search(rb'HTTP/1\.\d 500(?:.*</h1>)?(.*)', end, DOTALL)
+        if not found:
+            return ''
+        words = sub(b'<[^>]*>', b' ', found.group(1))
+        return ': the export failed: ' + ' '.join(decoded(words).split())
 
     def position(self) -> int:
         """Return how far it was read, and let the system forget that; lseek(2) waits for reads."""
@@ -4674,14 +4595,13 @@ class ArchiveReader(Reader):
         self.check_padding(block[length:])
         told = right = block[:length].decode('ascii', 'replace')
         data = self.view[:size]
-        xxh64 = xxh64_function()
         if passing:
             right = told
         elif SUMS[length] == '.checksum':
             import hashlib
             right = hashlib.sha1(data).hexdigest()
-        elif xxh64:
-            right = f'{xxh64(data):016X}'
+        elif xxh64_function():
+            right = f'{xxh64_function()(data):016X}'
         else:
             self.hashed = False
         if told != right:
@@ -4746,17 +4666,6 @@ def form_of(name: str) -> str:
     """Return what a file's name tells of its content: one of FORMS, or ''."""
     form = splitext(plain_name(name).replace(PARTIAL, ''))[1]
     return form if form in FORMS else ''
-
-
-def form_of_file(path: str) -> str:
-    """Return form_of its name or, where that tells nothing, of its first bytes. Raise OSError."""
-    form = form_of(path)
-    if form:
-        return form
-    begin = load(path, 8)
-    if begin == b'ova.xml\0' or compression_in(begin).magic:
-        return '.xva'
-    return '.vhd' if begin == b'conectix' else ''
 
 
 def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
@@ -4890,9 +4799,8 @@ xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || tr
 """
 GUIDE_DISK = """\
 # With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
-# This is the disk {shown}. sr-uuid= is where it was, vm-uuid= its VM, which has to be halted.
-# If that still has a disk there, choose another device; if the VM is gone, vm.cfg and
-# vm-metadata.xml beside the image tell how it was made.
+# sr-uuid= is where the disk was, vm-uuid= its VM, which has to be halted. If that still has a disk
+# there, choose another device; if it is gone, vm.cfg and vm-metadata.xml tell how it was made.
 
 {unpack}VDI=$(xe vdi-create sr-uuid={disk.sr_uuid} {name} type=user virtual-size={size})
 xe vdi-import uuid=$VDI {filename} format={form}
@@ -4907,29 +4815,12 @@ def cfg(keys: str, record: Record, **further: Any) -> str:
     return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys.split())
 
 
-def indented(text: bytes) -> str:
-    """Return XML with a line for each element, what is HIDDEN in it as references to characters."""
-    from xml.etree import ElementTree
-
-    def indent(element: Any, margin: str) -> None:
-        inner = margin + '  '
-        for child in element:
-            element.text = child.tail = inner
-            indent(child, inner)
-        if len(element):
-            child.tail = margin
-
-    root = ElementTree.fromstring(text)
-    indent(root, '\n')
-    return '<?xml version="1.0"?>\n' + sub(
-        f'(?!\n){HIDDEN.pattern}', lambda found: f'&#{ord(found.group())};',
-        ElementTree.tostring(root, encoding='unicode')) + '\n'
-
-
 def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
-    """Write vm-metadata.xml. Ask again for it where xapi went away or, before 25.20, somebody takes
-    a snapshot of the VM (recorded from 25.6.0). Raise CommandFailed if it does not come whole. An
-    empty filename= stands for standard output (xapi: xe-cli/newcli.ml)."""
+    """Write vm-metadata.xml: a line for each element, what is HIDDEN as references to characters.
+    Ask again for it where xapi went away or, before 25.20, somebody takes a snapshot of the VM
+    (recorded from 25.6.0). Raise CommandFailed if it does not come whole. An empty filename= stands
+    for standard output (xapi: xe-cli/newcli.ml)."""
+    from xml.dom import minidom
     for wait in SNAPSHOT_PAUSES + (0,):
         try:
             archive = xe.issue('vm-export', {'metadata': 'true', 'uuid': vm.uuid, 'filename': ''},
@@ -4944,9 +4835,11 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
     if not header:
         raise CommandFailed('the metadata export holds no ova.xml')
     try:
-        backup.write(indented(archive[BLOCK:BLOCK + int(header.group(1), 8)]), METADATA)
-    except SyntaxError as error:                       # ElementTree's error is one
+        document = minidom.parseString(archive[BLOCK:BLOCK + int(header.group(1), 8)])
+    except ExpatError as error:
         raise CommandFailed(f'the metadata export is no XML: {error}')
+    backup.write(sub(f'(?!\n){HIDDEN.pattern}', lambda found: f'&#{ord(found.group())};',
+                     document.toprettyxml('  ')), METADATA)
 
 
 def write_configuration(backup: NewBackup, vm: Vm, pool: Pool) -> None:
@@ -4998,8 +4891,8 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
                 path = plain_name(path)
                 values['clean'] = f'rm {shell_word(path)}\n'
             values.update(
-                shown=printable(disk.device), device=shell_word('device=' + disk.vbd['userdevice']),
-                form=form[1:], boot=str(disk.vbd['bootable']).lower(),
+                device=shell_word('device=' + disk.vbd['userdevice']), form=form[1:],
+                boot=str(disk.vbd['bootable']).lower(),
                 size='{} {}={}'.format(size, *QCOW2) if size > LARGEST_STORED else size)
         texts.append((GUIDE_HEAD + way).format(
             filename=shell_word('filename=' + path),
@@ -5056,20 +4949,14 @@ class Verifier:
     """Reads files under watch, and shows how far it is."""
     def __init__(self, limit: float) -> None:
         self.limit = limit     # seconds in which something has to move
-        self.noted = False     # whether it was said that checksums are not compared
 
     def prove(self, path: str, size: Size = None) -> Proof:
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
         def opening() -> Any:  # in its thread
             sync(path)
-            return opened(path, form_of_file(path))
-        proof = read_watched(path, opening, self.limit, 'verified',
-                             lambda reader: read_form(form_of_file(path), reader, size))
-        if proof.vm and proof.proved == 'structure' and not self.noted:
-            self.noted = True
-            log('***NOTE - this host has no libxxhash: the checksums in archives are '
-                'not compared (install xxhash-libs, on Debian libxxhash0)')
-        return proof
+            return opened(path, form_of(path))
+        return read_watched(path, opening, self.limit, 'verified',
+                            lambda reader: read_form(form_of(path), reader, size))
 
     def prove_in(self, backup: Backup, name: str) -> Proof:
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
@@ -5115,7 +5002,7 @@ class Verifier:
         try:
             digest = self.prove_in(backup, METADATA).digest
             with damaged_if_malformed():
-                _, objects = ova_objects(load(backup.file(METADATA), LARGEST_METADATA))
+                objects = ova_objects(load(backup.file(METADATA), LARGEST_METADATA))
                 uuids = [str(vm['uuid']) for vm in objects['VM'].values()]
             if backup.manifest.uuid not in ['', *uuids]:
                 raise Damaged('it is of another VM: ' + ', '.join(uuids))
@@ -5132,6 +5019,7 @@ class Verifier:
 # it would be, and it is new and carries our label. Never by its name, nor by what a share says.
 
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
+LEFT_OUT = '{0.device} ({0.name}): {0.why}'        # a disk that is not exported
 # Recorded from xapi 26.17.0; vhd-tool: channels.ml.
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
 NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multiple of 2 MiB'
@@ -5202,6 +5090,8 @@ class Operator:
             for vbd, user, is_leaked in held:
                 uuid = vbd['uuid']
                 disk = self.pool.record('VDI', vbd['VDI'])['uuid']
+                if is_leaked and pause and uuid not in leaked:
+                    user = user or 'a transfer'
                 if user or any(programs_with('/' + disk)):     # vhd-tool's path
                     raise PoolError(f'the disk {disk} is in use by {user or "vhd-tool"}', IN_USE)
                 if pause and not is_leaked:
@@ -5209,8 +5099,6 @@ class Operator:
                         'the disk {0} has the VBD {1} of another VM or of a person (look at it: '
                         'xe vbd-param-list uuid={1}; to remove it: xe vbd-unplug uuid={1}, xe '
                         'vbd-destroy uuid={1})'.format(disk, uuid), NOT_OURS)
-                if pause and uuid not in leaked:
-                    raise PoolError(f'the disk {disk} is in use, since a moment ago', IN_USE)
                 if is_leaked:
                     leaked.append(uuid)
         for vbd, _, _ in held:
@@ -5256,36 +5144,29 @@ class Remover(Operator):
                 verb = 'vm-uninstall' if prepared and not number else 'snapshot-uninstall'
                 log(*self.xe.tell(verb, uuid=uuid, force='true').splitlines())
                 disks = self.disks_of(intent)
-                if not intent.disks or any(disk.vbds for disk in disks):
-                    self.check_gone(intent)
+                unsure = not intent.disks or any(disk.vbds for disk in disks)
+                if unsure and not self.pool.is_gone('VM', uuid):
+                    raise CommandFailed(f'the snapshot {uuid} is still there')
             self.destroy(disks)
         in_several_tries(attempt)
 
-    def check_gone(self, intent: Intent) -> None:
-        """Raise CommandFailed if a snapshot is still there."""
-        if not self.pool.is_gone(intent.kind, intent.uuid):
-            raise CommandFailed(f'the snapshot {intent.uuid} is still there')
-
     def destroy(self, disks: Snapshots) -> None:
         """Destroy disks of no VM; an export of one may still be ending (xapi: xapi_vdi.ml)."""
-        words = []
-        code = ''
+        wrong = VmBackupError('xe vdi-destroy did nothing')
         for disk in disks:
             try:
                 if disk.vbds:
                     self.drop_leaked_vbds({}, [disk.ref])
                 self.xe.tell('vdi-destroy', uuid=disk.uuid)
             except VmBackupError as error:
-                words.append(f'{error} (disk {disk.uuid})')
-                code = error.code or code
+                wrong = error
         left = [disk.uuid for disk in disks if not self.pool.is_gone('VDI', disk.uuid)]
         if left:
-            raise CommandFailed(', '.join(words) or 'still there: ' + ', '.join(left), code)
+            raise CommandFailed(f'{wrong} (still there: {", ".join(left)})', wrong.code)
 
     def remove_unfinished(self, intent: Intent, backup: Backup) -> bool:
         """Remove the snapshot of an unfinished backup's record, and what is left of it. Return
         False, with a warning, if it may not be ours: anybody can write what is not noted here."""
-        keep = 'delete ' + backup.file(INTENT)
         if intent.uuid:
             for found in self.pool.snapshots(intent.kind, [intent.ref]):
                 if found.uuid == intent.uuid and found.ref not in intent.before:
@@ -5295,13 +5176,14 @@ class Remover(Operator):
                             found.label.startswith('SNAP_{}_'.format(name.replace(' ', '-'))) or
                             found.label.startswith('RESTORE_') and
                             path_part(found.label[8:]) == name)):
-                        return self.doubt(intent.kind, found, keep)
+                        return self.doubt(intent.kind, found, backup)
                     self.remove_found(found, intent, backup)
                     return True
             disks = self.disks_of(intent)
             if not intent.noted:
-                return all([self.doubt('VDI', disk, keep) for disk in disks])
-            self.check_gone(intent)
+                return all([self.doubt('VDI', disk, backup) for disk in disks])
+            if not self.pool.is_gone(intent.kind, intent.uuid):
+                raise CommandFailed(f'the snapshot {intent.uuid} is still there')
             self.destroy(disks)
             return True
         if intent.noted:
@@ -5323,12 +5205,12 @@ class Remover(Operator):
                         found.when >= intent.since and found.label == intent.name_of(found.of)):
                     # We may have meant to make it, and nobody has marked it: one request can make
                     # two where xapi ends meanwhile (recorded from 25.33.2 and 26.17.0).
-                    clear = self.doubt(kind, found, 'give it another name or a tag')
+                    clear = self.doubt(kind, found, backup)
                 elif found.label == intent.label:
                     if intent.noted:
                         self.warn_of(found)
                     elif found.when >= intent.since:
-                        clear = self.doubt(kind, found, keep)
+                        clear = self.doubt(kind, found, backup)
             self.destroy(halves)
         return clear
 
@@ -5363,14 +5245,14 @@ class Remover(Operator):
                   and intent.since <= each.when <= intent.until]
         return likely == [found] and found.label == intent.name_of(found.of)
 
-    def doubt(self, kind: str, found: Snapshot, keep: str) -> bool:
-        """Warn of a snapshot that may be somebody else's; return False. `keep`: what keeps it."""
-        words = ('disk snapshot', 'vdi-param-list', 'vdi-destroy') if kind == 'VDI' else (
-            'snapshot', 'snapshot-param-list', 'snapshot-uninstall')
+    def doubt(self, kind: str, found: Snapshot, backup: Backup) -> bool:
+        """Warn of a snapshot that may be somebody else's; return False."""
+        word, verb = ('vdi', 'destroy') if kind == 'VDI' else ('snapshot', 'uninstall')
         self.warnings.append(
-            'the {2} {0}, called {1}, is left of a backup that did not end, or somebody made it: '
-            'not touched (look at it: xe {3} uuid={0}; to remove it: xe {4} uuid={0}; to keep it: '
-            '{5})'.format(found.uuid, found.label, *words, keep))
+            'the snapshot {0}, called {1}, is left of a backup that did not end, or somebody made '
+            'it: not touched (look at it: xe {2}-param-list uuid={0}; to remove it: xe {2}-{3} '
+            'uuid={0}; to keep it: delete {4})'.format(found.uuid, found.label, word, verb,
+                                                       backup.file(INTENT)))
         return False
 
     def warn_of(self, found: Snapshot) -> None:
@@ -5383,7 +5265,7 @@ class Exporter(Remover):
     """Exports a VM as an archive, or disks as images, from a snapshot of it or of its boot disk."""
     snapshot_may_remain = False        # one of ours, in the pool, for a later attempt
     # Set by choose_source: the VM, the record of its snapshot, disks that are exported, its others,
-    # those left out and why, whether xapi leaves them out of the snapshot.
+    # those of them that are excluded, whether xapi leaves the others out of the snapshot.
     vm = intent = None         # type: Any
     disks = others = left_out = ()     # type: Any
     ignoring = False
@@ -5400,7 +5282,6 @@ class Exporter(Remover):
 
     def choose(self, vm: Vm, fresh: bool = False) -> None:
         """Choose the disks to export, by the tables unless they have to be fresh; note others."""
-        self.disks = []
         disks = self.pool.disks(vm, fresh)
         wanted = self.choice.wanted
         if wanted == 'boot':
@@ -5409,15 +5290,12 @@ class Exporter(Remover):
                 chosen = chosen or [disk for disk in disks if disk.vbd[field] == value][:1]
         else:
             chosen = [disk for disk in disks if wanted == 'all' or disk.device in wanted.split(',')]
-        self.left_out = []
-        for disk in disks:
-            why = self.choice.reason(vm.name, disk)
-            if why:
-                self.left_out.append((disk, why))
-            elif disk in chosen:
-                self.disks.append(disk)
+        disks = [disk._replace(why=self.choice.reason(vm.name, disk) or (
+            '' if disk in chosen else NOT_CHOSEN + wanted)) for disk in disks]
+        self.disks = [disk for disk in disks if not disk.why]
         refs = [disk.vdi_ref for disk in self.disks]
         self.others = [disk for disk in disks if disk.vdi_ref not in refs]
+        self.left_out = [disk for disk in self.others if not disk.why.startswith(NOT_CHOSEN)]
 
     def names(self, base: str, vm: Vm) -> Texts:
         """Return the names of the files; `base`: that of the VM's directory. Raise PoolError."""
@@ -5452,16 +5330,11 @@ class Exporter(Remover):
             if choosy:
                 raise
         if not (self.disks or self.archive):
-            left_out = ''.join(f', without {disk.device}: {why}' for disk, why in self.left_out)
-            raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: '
-                               f'vdi_disks={self.choice.wanted}{left_out}')
-        for word, text in self.remarks():
-            if word == 'ERROR':
+            raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: ' + (
+                abbreviate(list(map(LEFT_OUT.format, self.others))) or 'it has none'))
+        for level, text in self.remarks():
+            if level == 'ERROR':
                 raise BackupFailed(self.export_token, text)
-        there = ['boot', 'all', *(disk.device for disk in self.disks + self.others)]
-        for device in self.choice.wanted.split(','):
-            if device not in there:
-                log(f'***NOTE - {vm.name} has no disk {device} (vdi_disks)')
         taken = self.disks
         before = []            # type: List[str]
         if self.kind == 'VM':
@@ -5639,7 +5512,6 @@ class Exporter(Remover):
 ADVICE = {                 # what to do, by the code of what went wrong
     'IMPORT_INCOMPATIBLE_VERSION':
         ' (it was exported by a newer release: restore it in a pool that is as new)',
-    'DUPLICATE_MAC_SEED': ' (a VM with the same MAC addresses is there: restore without preserve)',
     FULL: ' (choose another SR with sr=)',
     REFUSED: ' (xapi does not run: systemctl status xapi)',
     UNREACHABLE: ' (xapi has ended meanwhile: systemctl status xapi)'}
@@ -5701,9 +5573,9 @@ class Importer(Operator):
         with self.store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
             settled = f'the next backup or restore with backup_dir {self.store.root} settles that'
             if not record.path:
-                settled = (f'look for it: xe vm-list other-config:{MARK}={record.mark}, or a disk '
-                           f'called {marked_name(record.mark)}')
-                log(f'***NOTE - cannot write in {self.store.root}: if this is killed, {settled}')
+                settled = f'look there for {marked_name(record.mark)}'
+                log(f'***NOTE - cannot write in {self.store.root}: if this is killed, what it made '
+                    f'is left in the pool ({settled})')
             try:
                 yield record
                 if keep:
@@ -5812,9 +5684,7 @@ class Importer(Operator):
         except CommandFailed as error:
             text = f'{error}{ADVICE.get(error.code, "")}'
             if error.code == FULL:
-                with suppress(PoolError, ValueError):  # it is told as it is by now
-                    sr, = self.pool.where('SR', 'uuid', [target.sr['uuid']]).values()
-                    text = f'no space left in SR {space_of(sr, target.size)}: {text}'
+                text = f'no space left in SR, at first {space_of(target.sr, target.size)}: {text}'
             raise CommandFailed(text, error.code)
 
     def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
@@ -5827,7 +5697,6 @@ class Importer(Operator):
                             'restored', path, bounded(path, size_of, path))
         watchdog.pieces = archive_for_import(path, target.name, mark, readers)
         uuid = self.xe.transfer('vm-import', watchdog, filename='/dev/stdin', **words)
-        log('vm-uuid: ' + uuid)
         made = self.pool.marked(mark)
         if [vm['uuid'] for vm in made.vms.values()] != [uuid]:
             raise CommandFailed('xe vm-import did not print the uuid of the VM that it made')
@@ -6194,7 +6063,7 @@ class Errors(list):
 
 class Run:
     """Does something for VMs: collects how that ends for each, and reports how it all ended."""
-    # Logged when a VM is done, '' for nothing.
+    # Logged when a VM is done.
     done = 'VmBackup {0.method} {0.name} - ***{1}*** t:{2}'
     further_errors = 0         # those that belong to no VM
     skipped = False            # as a hook wants it
@@ -6247,8 +6116,7 @@ class Run:
         words = [f'{status} {outcome.name}']
         if status in ('SUCCESS', 'WARNING'):
             words.append(f'elapse:{minutes} size:{outcome.size >> 30}G')
-            if self.done:
-                log(self.done.format(outcome, status.replace('SUCCESS', 'Success'), minutes))
+            log(self.done.format(outcome, status.replace('SUCCESS', 'Success'), minutes))
         self.status_log.write(outcome.method, 'end', *words)
 
     @contextmanager
@@ -6339,24 +6207,14 @@ MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we
 NO_DISK_LEFT = 'all of its disks are excluded'
 
 
-def disk_words(disk: Disk, why: str) -> str:
-    """Return a disk that is left out as the log has it."""
-    return '{0.device} ({0.name}): {1}'.format(disk, why)
-
-
-def disk_facts(disk: Disk, **more: str) -> Record:
-    """Return what a manifest has of a disk."""
-    return {**more, 'device': disk.device, 'uuid': disk.vdi['uuid'], 'name': disk.name,
-            'virtual_size': disk.size}
-
-
-def disks_told(exporter: Exporter, vm: Vm) -> Record:
+def disks_told(exporter: Exporter) -> Record:
     """Return what a manifest has of a VM's disks, those that are exported and all others."""
-    choice = exporter.choice
-    return {
-        'disks': list(map(disk_facts, exporter.disks)), 'left_out': [
-            disk_facts(disk, why=choice.reason(vm.name, disk) or NOT_CHOSEN + choice.wanted)
-            for disk in exporter.others]}
+    told = {'disks': [], 'left_out': []}   # type: Dict[str, List[Record]]
+    for disk in exporter.disks + exporter.others:
+        told['left_out' if disk.why else 'disks'].append({
+            **({'why': disk.why} if disk.why else {}), 'device': disk.device,
+            'uuid': disk.vdi['uuid'], 'name': disk.name, 'virtual_size': disk.size})
+    return told
 
 
 class Shared(Run):
@@ -6404,7 +6262,7 @@ class Shared(Run):
         timeout = self.settings.hook_timeout * 60      # seconds
         at_once, signals.at_once = signals.at_once, False
         signals.allow(SIGNAL_GRACE + CUT_GRACE)
-        Console.current.show(f'hook {phase}', QUIET)
+        Console.current.show(f'hook {phase}')
         try:
             run_hook([self.hook, phase], environ,
                      min(timeout, SIGNAL_GRACE) if signals.received else timeout, begins,
@@ -6460,11 +6318,9 @@ class Shared(Run):
 class VmBackup(Turn):
     """The backup of one VM."""
     history = backup = began = None    # type: Any     # began: when
-    begun = False              # something was exported: no second try
+    begun = False              # the export: a second try only if xapi refused it
     before = {}                # type: Sizes       # bytes that the files of the last one take
-    last = 0                   # all of them
     reserved = 0               # bytes by which the free space shrinks while files are written
-    bytes = 0                  # of its disks
 
     def __init__(self, shared: Shared, job: Job) -> None:
         super().__init__(job)
@@ -6475,7 +6331,6 @@ class VmBackup(Turn):
         self.held = ExitStack()                # its directories, open
         self.manifest = {}     # type: Record
         self.exported = []     # type: List[ExportFile]
-        self.srs = set()       # type: Set[str]        # uuids of those with its disks
 
     def run(self) -> None:
         """Make the backup, between its hooks and unless one skips it. Raise VmBackupError, OSError,
@@ -6512,7 +6367,8 @@ class VmBackup(Turn):
         try:
             return self.back_up()
         except VmBackupError as error:
-            if error.code not in WENT_AWAY or self.begun or not self.pool.patience:
+            no_use = self.begun and error.code != REFUSED
+            if error.code not in WENT_AWAY or no_use or not self.pool.patience:
                 raise
             if self.exporter.snapshot_may_remain:      # made as xapi starts
                 self.shared.doubtful.append(self.path)
@@ -6537,7 +6393,7 @@ class VmBackup(Turn):
         warned_of = self.shared.remove_leftovers(self.history, self.warnings)
         if len(warned_of) >= MOST_LEFTOVERS or '' in warned_of:
             raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
-                               + ', '.join(uuid or 'one of unknown uuid' for uuid in warned_of))
+                               + ', '.join(warned_of))
         self.drop_last_failure()
         self.new_directory(exporter.names(basename(self.history.directory), vm))
         log(f'new backup_dir: {self.path}', 'Exporting VM metadata XML info')
@@ -6553,14 +6409,9 @@ class VmBackup(Turn):
             log('vm is NOT running')
         exporter.choose_source(vm)
         self.need = '; this VM needs up to ' + human_size(sum(disk.size for disk in exporter.disks))
-        if self.last:
-            self.need += f', and took {human_size(self.last)} last time'
         if exporter.left_out and not exporter.disks:
             self.warnings.append(NO_DISK_LEFT)
-        log(*['left out: ' + disk_words(*each) for each in exporter.left_out])
-        for disk in exporter.disks:
-            if NOBAK in disk.name:                     # else it is left out
-                log('***NOTE - backed up, as honour_nobak=no: ' + disk_words(disk, NOBAK))
+        log(*['left out: ' + LEFT_OUT.format(disk) for disk in exporter.left_out])
         try:
             with exporter.snapshot(self.backup, warned_of) as snapshot:
                 check_signals()
@@ -6568,7 +6419,7 @@ class VmBackup(Turn):
                 check_readable(self.manifest)
                 if self.settings.pre_clean:
                     self.prune(self.judged())
-                    self.reserved = self.last
+                    self.reserved = sum(self.before.values())
                 size = self.export(snapshot)
                 log(f'{job.method} success')
         except BaseException:
@@ -6581,9 +6432,8 @@ class VmBackup(Turn):
         self.finish(size)
         with tolerating(self.warnings, 'cannot look for older backups'):
             self.history.known.clear()                 # somebody may have verified or protected one
-            judged = self.judged(self.path)
-            self.tell_what_stays(judged)
-            self.prune(judged)
+            self.tell_what_is_lacking()
+            self.prune(self.judged(self.path))
 
     def drop_last_failure(self) -> None:
         """Delete the records of failures, but for one of a snapshot that may be in a pool."""
@@ -6611,17 +6461,17 @@ class VmBackup(Turn):
         if self.settings.pre_clean:
             gain = sum(old.occupied() for old, why in self.judged() if not why)
         self.before = self.history.last_sizes(names, self.owner())
-        self.last = sum(self.before.values())
+        last = sum(self.before.values())
         shared = self.shared
         with shared.beginning:
-            shared.store.check_room(self.settings.min_free, self.last, gain - sum(
+            shared.store.check_room(self.settings.min_free, last, gain - sum(
                 other.unwritten() for other in shared.turns))
             shared.store.check_mounted()
             self.backup = shared.store.begin(self.history, self.began)
             self.path = self.backup.path
             for path in (self.history.directory, self.path):
                 self.held.enter_context(hold(path))
-            self.reserved = self.last - gain
+            self.reserved = last - gain
 
     def unwritten(self) -> int:
         """Return how many bytes of the free space it will still take."""
@@ -6637,33 +6487,26 @@ class VmBackup(Turn):
             'vm': {'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
             'method': self.job.method, 'host': this_host(), 'started': iso(self.began),
             'earlier': self.owner().earlier, 'snapshot': snapshot.uuid,
-            **disks_told(self.exporter, vm), **self.shared.identity}
+            **disks_told(self.exporter), **self.shared.identity}
 
     def export(self, snapshot: Snapshot) -> int:
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
-        path, size = '', 0     # bytes
+        size = 0               # bytes
         self.begun = True
-        try:
-            with failing_as(self.exporter.export_token):
-                self.exported = self.exporter.files(basename(self.history.directory), snapshot)
-                for file in self.exported:
-                    path = self.backup.file(file.name)
-                    if file.disk:                      # as it is by now
-                        self.manifest['disks'][self.exporter.disks.index(file.disk)].update(
-                            file=portable(file.name), virtual_size=file.snapshot.size)
-                    watchdog = Watchdog(
-                        self.settings.stall_timeout * 60, lambda: size_of(path), 'exported', path,
-                        file.snapshot.size if file.name.endswith('.raw') else
-                        self.before.get(file.name, 0),
-                        lambda: self.pool.progress(file.snapshot.uuid))
-                    with blaming_room(path, self.need):
-                        self.exporter.export(file, path, watchdog)
-                        size += written(path)
-        except BackupFailed as error:
-            if error.code == REFUSED:                  # a packer writes some bytes of nothing, too
-                with suppress(OSError, TargetError):
-                    self.begun = bounded('the share', size_of, path) > BLOCK
-            raise
+        with failing_as(self.exporter.export_token):
+            self.exported = self.exporter.files(basename(self.history.directory), snapshot)
+            for file in self.exported:
+                path = self.backup.file(file.name)
+                if file.disk:                          # as it is by now
+                    self.manifest['disks'][self.exporter.disks.index(file.disk)].update(
+                        file=portable(file.name), virtual_size=file.snapshot.size)
+                watchdog = Watchdog(
+                    self.settings.stall_timeout * 60, lambda: size_of(path), 'exported', path,
+                    file.snapshot.size if file.name.endswith('.raw') else
+                    self.before.get(file.name, 0), lambda: self.pool.progress(file.snapshot.uuid))
+                with blaming_room(path, self.need):
+                    self.exporter.export(file, path, watchdog)
+                    size += written(path)
         self.reserved = 0
         return size
 
@@ -6710,19 +6553,18 @@ class VmBackup(Turn):
             Aged(self.began, disks=told.holds if path else ()), path)
 
     def prune(self, judged: Judged) -> None:
-        """Delete older backups that nothing keeps, nor a snapshot that is still in the pool."""
+        """Delete older backups that nothing keeps; log what only a disk keeps."""
         for backup, why in judged:
             if not why:
                 with tolerating(self.warnings, f'cannot delete {backup.path}'):
                     log(f'Deleting oldest backup {backup.path} ')
                     self.shared.store.delete(backup)
-
-    def tell_what_stays(self, judged: Judged) -> None:
-        """Log what only a disk keeps, and disks in no good backup; count the backups of others."""
-        for backup, why in judged:
-            if why and why[0].startswith(ONLY):
+            elif why[0].startswith(ONLY):
                 log(f'kept beyond the count: {backup.path}, as no newer good backup has '
                     f'{", ".join(why)} (to let it go: prune {shell_word(backup.path)} preview)')
+
+    def tell_what_is_lacking(self) -> None:
+        """Log which disks are in no good backup; count the backups of others."""
         owner, told = self.owner(), manifest_of(self.manifest)
         lacking = disks_in_none([told, *(
             backup.manifest for backup in self.history.completed(True)
@@ -6731,13 +6573,11 @@ class VmBackup(Turn):
             log('***NOTE - in no good backup: disk ' + lacking)
         for backup in self.history.completed():
             if not owner.rotates(backup):
-                manifest = backup.manifest
-                whose, option = owner.other(backup), 'pool=' + manifest.pool
-                if manifest.pool in ('', owner.pool):
-                    option = 'vm=uuid:' + manifest.uuid
-                    now_called = self.pool.names.get(manifest.uuid)
-                    if now_called:
-                        whose += f', now called {now_called}'
+                whose, option = owner.other(backup), 'pool=' + backup.manifest.pool
+                if backup.manifest.pool in ('', owner.pool):
+                    uuid = backup.manifest.uuid
+                    option = 'vm=uuid:' + uuid
+                    whose += f', now called {self.pool.names.get(uuid, "nothing in this pool")}'
                 self.shared.others['in {}, {} (to let them go: prune {} {} preview)'.format(
                     self.history.directory, whose,
                     shell_word(self.shared.config.path or 'CONFIG'), option)] += 1
@@ -6751,25 +6591,6 @@ WARNINGS_FOUND = ' - WARNINGS found (see above)'       # after a check, as 3.25
 ALWAYS_SHOWN = 'backup_dir status_log compress max_backups vdi_export_format pool_db_backup'.split()
 
 
-def show_settings(config: Config, plan: Plan) -> None:
-    """Print what a run would do, as 3.25."""
-    shown = config.settings._asdict()
-    shown['compress'] = {'none': 'False', 'gzip': 'True', 'zstd': 'zstd'}[shown['compress']]
-    log('VmBackup.py running with these settings:')
-    for name in ALWAYS_SHOWN:
-        log(f'  {name:17s} = {shown[name]}')
-    for name, (text, place) in config.given.items():
-        if place != 'default' and name not in ALWAYS_SHOWN:
-            log(f'  {name:17s} = {text}')
-    lists = {'exclude': plan.excluded, 'vdi-export': [], 'vm-export': []}
-    for job in plan.jobs:
-        lists[job.method].append(job.shown)
-    for rule in plan.invalid:
-        lists[rule.method].append(rule.text)
-    for name, names in lists.items():
-        log(f'  {name} (cnt)= {len(names)}', f'  {name}: ' + ', '.join(sorted(names)))
-
-
 def program_problems(settings: Settings) -> Texts:
     """Return the problems with the programs that the settings need."""
     problems = [hook_problem(settings.hook)]
@@ -6780,16 +6601,6 @@ def program_problems(settings: Settings) -> Texts:
             if value != 'none':
                 packing_command(COMPRESSIONS[value], undo=name == 'compress')
     return list(filter(None, problems))
-
-
-def next_backup(waiting: Sequence[VmBackup], running: Sequence[VmBackup],
-                per_sr: int) -> Optional[VmBackup]:
-    """Return the first that may begin beside the running ones, `per_sr` of which may read an SR."""
-    read = Counter(sr for backup in running for sr in backup.srs)
-    for backup in waiting:
-        if not per_sr or all(read[sr] < per_sr for sr in backup.srs):
-            return backup
-    return None
 
 
 class BackupRun(Shared):
@@ -6811,15 +6622,27 @@ class BackupRun(Shared):
                       former)
 
     def check(self, plan: Plan) -> Texts:
-        """Print settings, lists and problems; return those that make a run impossible."""
-        log(*self.config.notes,
-            *[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages])
-        show_settings(self.config, plan)
-        problems = list(self.config.errors.values())
-        path = self.config.path
-        wrong = path and changeable(path)
+        """Print settings and lists, as 3.25, and problems; return those that rule out a run."""
+        config = self.config
+        log(*config.notes,
+            *[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages],
+            'VmBackup.py running with these settings:')
+        shown = self.settings._asdict()
+        shown['compress'] = {'none': 'False', 'gzip': 'True', 'zstd': 'zstd'}[shown['compress']]
+        shown = {name: shown[name] for name in ALWAYS_SHOWN}
+        for name, (text, place) in config.given.items():
+            if place != 'default':
+                shown.setdefault(name, text)
+        log(*[f'  {name:17s} = {text}' for name, text in shown.items()])
+        lists = {'exclude': plan.excluded, 'vdi-export': [], 'vm-export': []}
+        for job in plan.jobs:
+            lists[job.method].append(job.shown)
+        for name, names in lists.items():
+            log(f'  {name} (cnt)= {len(names)}', f'  {name}: ' + ', '.join(sorted(names)))
+        problems = list(config.errors.values())
+        wrong = config.path and changeable(config.path)
         if wrong:
-            log(f'***WARNING - the config {path}: {wrong}')
+            log(f'***WARNING - the config {config.path}: {wrong}')
         with tolerating(problems, 'ERROR'):
             self.store.check()
             if self.store.require_mount == 'auto' and self.store.mounted == '/':
@@ -6832,30 +6655,31 @@ class BackupRun(Shared):
             log('ERROR in configuration settings...')
         return errors
 
-    def look_at_disks(self, plan: Plan) -> None:
-        """Add to a plan what is to be said of the disks of its VMs. Raise PoolError."""
-        messages = plan.messages
+    def look_at_disks(self, plan: Plan) -> Texts:
+        """Remark on the disks of a plan's VMs; return those that are left out. Raise PoolError."""
         vms = []               # type: List[Record]
+        left_out = []          # type: List[str]
         for job in plan.jobs:
             vm = job.vm
             exporter = self.exporter(job.method, [])
             exporter.choose(vm)
             vms.append(dict(name=vm.name, uuid=vm.uuid, method=job.method, keep=job.keep,
-                            **disks_told(exporter, vm)))
+                            **disks_told(exporter)))
+            left_out += [f'  left out: {job.shown}/{LEFT_OUT.format(disk)}'
+                         for disk in exporter.left_out]
             if '~' + vm.uuid[:8] in job.shown:
-                messages.append(f'***NOTE - one of several VMs of its name, {job.shown}: '
-                                f'{job.method}=uuid:{self.pool.vm_words(vm)}')
-            plan.left_out += [f'  left out: {job.shown}/{disk_words(*each)}'
-                              for each in exporter.left_out]
-            remarks = list(exporter.remarks())
+                plan.remark('NOTE', f'one of several VMs of its name, {job.shown}: '
+                                    f'{job.method}=uuid:{self.pool.vm_words(vm)}')
             if exporter.kind == 'VM' and vm.record.get('VUSBs'):
-                remarks.append(('ERROR', USB.format(vm.uuid)))
+                plan.remark('ERROR', f'{job.shown}: {USB.format(vm.uuid)}')
             if not (exporter.disks or exporter.archive):
-                messages.append(f'***ERROR - no disk to export: vdi-export={job.shown}')
+                plan.remark('ERROR', f'no disk to export: vdi-export={job.shown}')
             elif exporter.left_out and not exporter.disks:
-                remarks.append(('WARNING', NO_DISK_LEFT))
-            messages += [f'***{word} - {job.shown}: {text}' for word, text in remarks]
+                plan.remark('WARNING', f'{job.shown}: {NO_DISK_LEFT}')
+            for level, text in exporter.remarks():
+                plan.remark(level, f'{job.shown}: {text}')
         Console.current.tell(vms=vms)
+        return left_out
 
     def preview(self, line: CommandLine) -> int:
         """Print what a run would do; return the exit status. Raise VmBackupError."""
@@ -6868,18 +6692,17 @@ class BackupRun(Shared):
                 vms=[], excluded=plan.excluded, not_covered=plan.uncovered,
                 failures=[dict(name=each.name, method=each.method, error=each.error)
                           for each in plan.failures])
-            if not plan.errors:
-                self.look_at_disks(plan)
+            left_out = () if plan.errors else self.look_at_disks(plan)
         if self.check(plan):
             return ERROR.status
         log('Checking all VMs for duplicate names ...')
-        if plan.left_out:
-            log(f'  left out disks (cnt)= {len(plan.left_out)}', *plan.left_out)
+        if left_out:
+            log(f'  left out disks (cnt)= {len(left_out)}', *left_out)
         if plan.uncovered and self.config.path:
             log(f'  not covered by any line (cnt)= {len(plan.uncovered)}',
                 '  not covered by any line: ' + ', '.join(sorted(plan.uncovered)))
-        levels = {message.partition(' ')[0] for message in plan.messages}
-        verdict = verdict_of(plan.failures or '***ERROR' in levels, '***WARNING' in levels)
+        failed = plan.failures or any(each.startswith('***ERROR') for each in plan.messages)
+        verdict = verdict_of(failed, plan.warnings)
         ending = 'SUCCESS preview of parameters ' + (WARNINGS_FOUND if verdict.status else '')
         if verdict == ERROR:
             ending = 'ERROR preview of parameters - VMs that cannot be backed up (see above)'
@@ -6934,44 +6757,35 @@ class BackupRun(Shared):
         with tolerating(self.warnings, 'the end of this run is not recorded'):
             failed = ['{0.name:.{1}} ({0.status})'.format(outcome, LONGEST_NAME)
                       for outcome in self.outcomes if outcome.error]
-            told, verdict = self.warnings.told, self.verdict()
-            if verdict == ERROR:                       # what did not come to warn may still do
-                told = {**told, **self.warnings.known}
-            told = dict(list(told.items())[:MOST_RECORDED])
+            told = dict(list(self.warnings.told.items())[:MOST_RECORDED])
             self.store.write_run(name, this_run._replace(
-                ended=iso(now()), result=f'{verdict.token} {self.counts()}',
+                ended=iso(now()), result=f'{self.verdict().token} {self.counts()}',
                 failed=abbreviate(failed), warnings=told))
 
     def end(self) -> int:
         """Run the last hooks, write report and end lines, mail; return the exit status."""
         Signals.current.at_once = False
         Signals.current.allow(SIGNAL_GRACE)
-        if self.hook:                                  # which may unmount the share
-            self.recorded.close()
+        self.recorded.close()                          # a hook may unmount the share
         if self.closing:
             with self.until_ended():
                 self.call_hook(self.closing, self.warnings, status=self.verdict().token)
         if self.report_file:
             with tolerating(self.warnings, f'cannot write report_file {self.report_file}'):
-                bounded('the file system', put_report, self.report_file, self.report())
-        self.recorded.close()
+                bounded('the file system', put_report, self.report_file, dict(
+                    schema=1, version=VERSION, host=this_host(),
+                    config=portable(self.config.path), started=self.started,
+                    backup_dir=portable(self.settings.backup_dir), finished=iso(now()),
+                    status=self.verdict().token, signal=self.signum or None,
+                    exit_status=self.exit_status(), warnings=self.warnings, errors=self.errors,
+                    **self.identity, counts=self.counts()._asdict(),
+                    vms=[each._asdict() for each in self.outcomes]))
         self.status_log.begin()
         self.status_log.write('vmbackup.py', 'end', self.verdict().token, str(self.counts()))
         self.report_end('')
         if self.closing or self.skipped:
             self.call_hook('log-end', self.warnings, status=self.verdict().token)
         return self.exit_status()
-
-    def report(self) -> Record:
-        """Return what report_file gets."""
-        return dict(
-            schema=1, version=VERSION, host=this_host(),
-            config=portable(self.config.path), started=self.started,
-            backup_dir=portable(self.settings.backup_dir), finished=iso(now()),
-            status=self.verdict().token, signal=self.signum or None,
-            exit_status=self.exit_status(), warnings=self.warnings, errors=self.errors,
-            **self.identity, counts=self.counts()._asdict(),
-            vms=[each._asdict() for each in self.outcomes])
 
     def execute(self, plan: Plan) -> None:
         """Back up every VM of a plan; raise TargetError, Interrupted."""
@@ -7025,22 +6839,23 @@ class BackupRun(Shared):
                     self.attempt(backup, backup.run)
             finally:
                 Console.current.thread.begin = ''
-                Console.current.show('')
                 ended.put(backup)
 
+        srs = {}               # type: Dict[VmBackup, Set[str]]    # uuids of those with its disks
         for backup in self.turns:
             with suppress(VmBackupError, ValueError):              # its own turn will show that
                 backup.exporter.choose(backup.job.vm)
-                for disk in backup.exporter.disks:
-                    backup.srs.add(disk.sr_uuid)
-                    backup.bytes += disk.size
-        Console.current.show('')                       # but what they do
-        waiting = sorted(self.turns, key=lambda backup: -backup.bytes)
+            srs[backup] = {disk.sr_uuid for disk in backup.exporter.disks}
+        waiting = sorted(self.turns, key=lambda backup: -sum(
+            disk.size for disk in backup.exporter.disks))
         running = []           # type: List[VmBackup]
+        per_sr = self.settings.parallel_per_sr or self.settings.parallel
         while True:
             following = None   # type: Optional[VmBackup]
             if len(running) < self.settings.parallel and not Signals.current.received:
-                following = next_backup(waiting, running, self.settings.parallel_per_sr)
+                read = Counter(sr for backup in running for sr in srs[backup])
+                following = next((backup for backup in waiting if all(
+                    read[sr] < per_sr for sr in srs[backup])), None)
             if following:
                 waiting.remove(following)
                 running.append(following)
@@ -7062,11 +6877,8 @@ class BackupRun(Shared):
         """Remove what runs have left, earlier ones that died or, at its end, this one."""
         self.not_removed.clear()
         del self.doubtful[:]
-        try:
+        with tolerating(self.warnings, 'snapshots of this run are not noted on this host'):
             prepare_notes()
-        except OSError as error:
-            log(f'***NOTE - cannot note snapshots in {error.filename} '
-                f'({error.strerror}): a later run may only speak of some')
         with self.surviving(), tolerating(self.warnings, 'cannot look for leftovers'):
             for history in self.store.histories():
                 self.clean_up_one(history)
@@ -7090,8 +6902,7 @@ class BackupRun(Shared):
         log(f'{title}: df -Th {self.store.root}')
         try:
             result = run(['df', '-Th', self.store.root], SHARE_TIMEOUT)
-            log(*('NOTE df failed: ' + decoded(result.stderr) if result.returncode else
-                  decoded(result.stdout)).splitlines())
+            log(*decoded(result.stdout + result.stderr).splitlines())
         except CommandFailed as error:
             log(f'NOTE {error}')
 
@@ -7252,7 +7063,7 @@ def run_verify(line: CommandLine) -> int:
     """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
     every = line.options['backups'] == 'all'
     be_gentle(True)
-    target = open_target(line, form_of_file)
+    target = open_target(line, form_of)
     if target.kind in ('file', 'backup') and (line.only or every):
         raise UsageError(f'vm= and backups= do not apply to a single backup: {line.word}')
     command = VerifyCommand(Verifier(target.config.settings.stall_timeout * 60), every, [])
@@ -7618,11 +7429,9 @@ class Sources:
             histories = self.store.histories() if uuid else self.called(word)
             if histories:
                 return self.of_backup(self.newest(histories, date, uuid))
-            if missing:
-                raise UsageError(f'no backup of a VM called {word} in {self.store.root}, and no '
-                                 'such backup or file (see from=, and the command list)')
-        elif missing:
-            refuse_missing(word, 'backup or file (see from=, and the command list)')
+        if missing:
+            refuse_missing(word, f'backup or file, or VM in {self.store.root} (see from=, and the '
+                                 'command list)')
         ROOTS.add(root_of(path))
         if kind == 'history':
             return self.of_backup(self.newest([self.store.history(path)], date, uuid))
@@ -7648,28 +7457,20 @@ class Sources:
 
     def called(self, word: str) -> Histories:
         """Return the directories of VMs of that name, or of one that a share takes for it."""
-        alike = folded(path_part(word))
-        found = [self.store.history(path_part(word))]
-        named = []             # type: List[History]       # the directory that is called so
+        own = path_part(word)
+        found = [self.store.history(own)]
         for each in self.store.histories():
             part = basename(each.directory)
-            if part == native(word) and each.holds_any():
-                named = [each]
-            if TWIN.search(part) and folded(part[:-9]) == alike:
+            is_twin = TWIN.search(part) and folded(part[:-9]) == folded(own)
+            if is_twin or own != part == native(word):
                 found.append(each)
-        if named and TWIN.search(word):
-            return named
         found = list(filter(History.holds_any, found))
-        named_so = [each for each in found if encoded(each.vm_name()) == encoded(word)]
-        return named_so or found or named
+        return [each for each in found if encoded(each.vm_name()) == encoded(word)] or found
 
     def newest(self, histories: Histories, date: str = '', uuid: str = '') -> Backup:
         """Return the newest good backup of a time that begins so, or a VM, of this host's pool if
         it has any. Raise UsageError if it may be of one VM or of another; TargetError without."""
-        digits = sub('[^0-9]', '', date)
-        if date and not digits:
-            raise UsageError(f'invalid date: date={date} (expected its beginning, such as '
-                             '2026-03-01)')
+        digits = sub('[^0-9]', '', date) or date
         newest = []
         for history in histories:
             good = []          # type: List[Backup]
@@ -7694,37 +7495,14 @@ class Sources:
         return max(newest, key=lambda backup: backup.when)
 
     def of_file(self, path: str) -> Chosen:
-        """Return a file, with what its directory tells of it."""
+        """Return an archive or image, with what its directory tells of it. Raise UsageError."""
+        form = form_of(path)
+        if form not in ('.xva', '.raw', '.vhd'):
+            raise UsageError(f'no archive or image: {path} (a config file is given as from=; for a '
+                             'dump of the pool database, see README.md)')
         if not self.given:
             self.store.set_root(root_of(path))
-        return Chosen(path, form_of_file(path), self.store.backup(dirname(path)))
-
-
-def free_name(original: str, suffix: str, name: str, taken: Texts) -> str:
-    """Return the name for a new VM, which is `name` if that is given. Raise UsageError."""
-    if name:
-        if name in taken:
-            raise UsageError(f'a VM called {name} is there (choose another name=)')
-        if name != label_part(name):
-            raise UsageError(f'a name with control characters: {name} (choose another name=)')
-        return name
-    name, number = original, 1
-    while name in taken:
-        name = original + suffix + (f'-{number}' if number > 1 else '')
-        number += 1
-    return name
-
-
-def refuse_form(chosen: Chosen) -> None:
-    """Raise UsageError for what is no backup of a VM or disk; tell what to do with a dump."""
-    if chosen.form == '.dump':
-        command = quoted([Xe().program, 'pool-restore-database', f'file-name={chosen.path}'])
-        log('next, on the pool master, of the same release and hardware as then: let it be '
-            'checked, then restore it (what runs on the hosts is lost)',
-            f'  {command} dry-run=true', f'  {command}', loud=True)
-        raise UsageError(f'not restored: {chosen.path} is a dump of the pool database (see above)')
-    if chosen.form not in ('.xva', '.raw', '.vhd'):
-        raise UsageError(f'no archive or image: {chosen.path} (a config file is given as from=)')
+        return Chosen(path, form, self.store.backup(dirname(path)))
 
 
 def image_size(chosen: Chosen, reader: Reader) -> int:
@@ -7775,8 +7553,6 @@ def disk_in_words(chosen: Chosen) -> str:
 def parts(found: List[Chosen], options: Options) -> List[Chosen]:
     """Return what is to be restored of a backup, each by itself: what it has, or the disk that is
     meant. Raise UsageError, Damaged, OSError."""
-    for chosen in found:
-        refuse_form(chosen)
     if options['disk']:
         found = choose_disks(options['disk'], [disk for each in found for disk in disks_in(each)])
     if options['name'] and len(found) > 1:
@@ -7811,93 +7587,72 @@ class Restorer(Importer):
             when = ' as of ' + when[:19].replace('T', ' ')
         log(f'restore of {manifest.name or "a VM"}{when}: {chosen.path}', loud=True)
         names = {vm['uuid']: vm['name_label'] for vm in vms.values()}
-        named = names.get(manifest.uuid)
         if manifest.pool not in ('', self.pool.uuid()):
             log(f'***NOTE - this backup is of another pool, {manifest.pool}', loud=True)
-        elif named not in (None, manifest.name):
-            log(f'***NOTE - this backup is of a VM that is now called {named}', loud=True)
-        elif manifest.uuid and not named and manifest.name in names.values():
+        elif manifest.uuid not in ('', *names) and manifest.name in names.values():
             log(f'***NOTE - this backup is of an earlier VM of this name, {manifest.uuid}',
                 loud=True)
         for word in ['attach'] if chosen.whole else ['preserve', 'start']:
             if self.options[word]:
-                raise UsageError('{}= is for {}, which this is not'.format(
-                    word, 'a disk' if chosen.whole else 'a whole VM'))
+                raise UsageError(f'{word}= does not apply to {chosen.path}')
         for word in 'mode', 'force':
             if self.options[word] and not self.options['attach']:
                 raise UsageError(f'{word}= goes with attach=')
         if chosen.whole:
-            return self.plan_vm(chosen, name, vms)
-        return self.plan_disk(chosen, name)
+            return self.plan_vm(chosen, label_part(name), vms)
+        return self.plan_disk(chosen, label_part(name))
 
     def plan_vm(self, chosen: Chosen, name: str, vms: Records) -> Target:
-        """Plan the restore of an archive that xapi takes (importexport.ml, assert_compatible)."""
+        """Plan the restore of an archive."""
         with opened(chosen.path, chosen.form) as reader:
             found = archived_vm(reader.read_ova())
-        ours = self.pool.version()
-        if (0, 0) < ours < found.version:
-            raise PoolError('exported by xapi {}.{}, this pool has {}.{} and refuses what is '
-                            'newer: IMPORT_INCOMPATIBLE_VERSION (restore it in a pool that is as '
-                            'new)'.format(*(found.version + ours)))
         original = chosen.backup.manifest.name or sub(r'\ARESTORE_(?=.)', '', found.name)
-        name = free_name(original, chosen.suffix, name, [vm['name_label'] for vm in vms.values()])
+        taken = [vm['name_label'] for vm in vms.values()]
+        if name in taken:
+            raise UsageError(f'a VM called {name} is there (choose another name=)')
+        name, number = name or original, 1
+        while name in taken:
+            name = original + chosen.suffix + (f'-{number}' if number > 1 else '')
+            number += 1
         preserve = bool(self.options['preserve'])
         if preserve:
-            self.check_addresses(found, vms)
             log('***WARNING - preserve=True: the original has the same MAC addresses (it must not '
                 'run meanwhile, in no other pool either)')
-        for vm in vms.values() if self.options['start'] else ():
-            if vm['power_state'] == 'Running' and (
-                    vm['uuid'] == chosen.backup.manifest.uuid or vm['name_label'] == original):
-                log(f'***WARNING - start=True: the original runs, {labelled(vm)}: two machines of '
-                    'one name and IP address disturb each other (shut that down first: xe '
-                    f'vm-shutdown uuid={vm["uuid"]}; or restore without start, and disconnect it)')
-        disks = {disk.device: disk.size for disk in found.disks if disk.device}
-        size = sum(disks.values())
-        sr = self.sr(size, f'  new VM:   {name}' + (
-            '' if name == original else f' (original: {original})'))
-        for device in sorted(disks, key=lambda device: device.zfill(9)):
-            log(f'  disk:     {device_name("", device)} of {human_size(disks[device])}')
-        networks = self.pool.records('network').values()
-        for device, label, bridge in found.vifs:       # of that name, or else that bridge (xapi:
-            same = ([each for each in networks if each['name_label'] == label] or  # import.ml)
-                    [each for each in networks if each['bridge'] == bridge])
-            where = f'"{label}", which is not here: it will be made'
-            if same:
-                where = f'"{same[0]["name_label"]}"'
-            if len(same) > 1:                          # xapi takes any
-                where += ', one of: ' + ', '.join(map('{uuid} ({bridge})'.format_map, same))
-            log(f'  network:  VIF {device} in {where}')
-        log('  MAC:      ' + ('those of the backup' if preserve else 'new ones'),
-            '  firmware: ' + found.firmware)
-        return Target(name, sr, size, disks, preserve)
-
-    def check_addresses(self, found: ArchivedVm, vms: Records) -> None:
-        """Raise UsageError if MAC addresses would be there twice."""
-        users = [vif['VM'] for vif in self.pool.records('VIF').values() if vif['MAC'] in found.macs]
-        for ref, vm in vms.items():
-            if vm['uuid'] == found.uuid or not vm['is_a_snapshot'] and (
-                    ref in users or vm['other_config'].get('mac_seed') == found.seed):
+        for vm in vms.values():                        # xapi would replace one of this uuid
+            same = not vm['is_a_snapshot'] and vm['other_config'].get('mac_seed') == found.seed
+            if preserve and (same or vm['uuid'] == found.uuid):
                 raise UsageError(f'preserve=True: the VM {labelled(vm)} has the same MAC addresses '
                                  'or uuid (remove it, or restore without preserve)')
+            if self.options['start'] and vm['power_state'] == 'Running' and (
+                    original == vm['name_label'] or chosen.backup.manifest.uuid == vm['uuid']):
+                log(f'***WARNING - start=True: the original runs, {labelled(vm)} (shut it down '
+                    'first, or restore without start: two of one IP address disturb each other)')
+        disks = {disk.device: disk.size for disk in found.disks if disk.device}
+        total = sum(disks.values())
+        sr = self.sr(total, f'  new VM:   {name} (original: {original})')
+        for device, size in disks.items():
+            log(f'  disk:     {device_name("", device)} of {human_size(size)}')
+        networks = self.pool.records('network').values()
+        for device, label, bridge in found.vifs:
+            # Any of that name, or else of that bridge (xapi: import.ml).
+            same = ([each for each in networks if each['name_label'] == label] or
+                    [each for each in networks if each['bridge'] == bridge])
+            log(f'  network:  VIF {device} in ' + (
+                ' or '.join(map(labelled, same)) or f'{label}, which is not here: it will be made'))
+        return Target(name, sr, total, disks, preserve)
 
     def sr(self, size: int, title: str) -> Record:
         """Return the record of the SR for disks of so many bytes: that of sr=, a name or uuid, or
-        else the pool's default one. Log a title, how full it is, and if it may be too full."""
+        else the pool's default one. Log a title, and how full it is."""
         srs = {ref: sr for ref, sr in self.pool.records('SR').items()     # sm: udevSR.py, drives
                if sr['content_type'] != 'iso' and sr['type'] != 'udev'}
         word = self.options['sr'] or self.pool.own_record()['default_SR']
         found = {ref: sr for ref, sr in srs.items() if word in (ref, sr['uuid'], sr['name_label'])}
         if len(found) != 1:
-            problem = 'the pool has no default SR'
-            if self.options['sr']:
-                problem = f'{"more than one" if found else "no"} SR {word}'
-            raise UsageError(f'{problem} (choose one, sr=UUID): '
-                             + self.pool.sr_words(found or srs))
+            raise UsageError(f'no single SR is {self.options["sr"] or "the default one"} (choose '
+                             f'one, sr=UUID): {self.pool.sr_words(found or srs)}')
         sr, = found.values()
         log(title, '  SR:       ' + space_of(sr, size))
-        if 0 < int(sr['physical_size']) < size + int(sr['physical_utilisation']):
-            log('***NOTE - that is enough only if the SR is thin-provisioned')
         return sr
 
     def plan_disk(self, chosen: Chosen, name: str) -> Target:
@@ -7910,15 +7665,12 @@ class Restorer(Importer):
         if not word:
             return target
         found = [vm for vm in self.pool.vms() if word in (vm.uuid, vm.name)]
-        if not found:
-            raise UsageError(f'no VM {word} to attach a disk to')
-        if len(found) > 1:
-            raise UsageError(f'more than one VM {word} (choose one, attach=UUID): '
-                             + abbreviate(list(map(self.pool.vm_words, found))))
+        if len(found) != 1 or found[0].record['power_state'] not in ('Halted', 'Running'):
+            raise UsageError(f'attach={word} is not one VM that is halted or runs (choose it by '
+                             'its uuid): '
+                             + (abbreviate(list(map(self.pool.vm_words, found))) or 'no VM'))
         vm, = found
         state = vm.record['power_state']
-        if state not in ('Halted', 'Running'):
-            raise UsageError(f'the VM {word} is {state} (shut it down or let it run first)')
         mode = self.options['mode'].upper() or ('RO' if state == 'Running' else 'RW')
         if mode == 'RO' and state == 'Running' and self.pool.call(
                 'VM_metrics.get_current_domain_type',
@@ -8021,23 +7773,15 @@ class TestRestore(Run):
     """`test-restore`: restores backups, proves them and destroys what was restored."""
     done = '{0.method} {0.name} - ***{1}*** t:{2}'
 
-    def __init__(self, sources: Sources, options: Options) -> None:
-        config = sources.config
-        self.previewing = options['preview']
-        if self.previewing:
-            self.done = ''
-            config = config._replace(settings=config.settings._replace(
-                status_log='', mail_mode='never'))
-        super().__init__(config)
+    def __init__(self, sources: Sources) -> None:
+        super().__init__(sources.config)
         self.sources = sources
 
     def choose(self, word: str) -> Sequence[Job]:
         """Return the VMs that a selector chooses, or the one of a path. Raise UsageError,
         OSError."""
-        if match(r'\.{0,2}/', word) or '/' in word and names_file(word):
-            chosen, *_ = self.sources.find(word, '')
-            refuse_form(chosen)
-            backup = chosen.backup
+        if '/' in word and names_file(word):
+            backup = self.sources.find(word, '')[0].backup
             name = backup.manifest.name or basename(dirname(backup.path))
             return [Job('', Vm(backup.path, backup.manifest.uuid, name, {}, backup), 1, name)]
         chosen = self.sources.select(self.config._replace(
@@ -8050,8 +7794,7 @@ class TestRestore(Run):
         """Test one backup of each VM that is chosen. Raise UsageError, OSError."""
         chosen = self.choose(word)
         restorer.warnings = self.warnings
-        if not self.previewing:
-            restorer.end_killed()
+        restorer.end_killed()
         self.turns = [Turn(job._replace(method='test-restore', shown=job.vm.name))
                       for job in chosen]
         for turn in self.turns:
@@ -8070,20 +7813,19 @@ class TestRestore(Run):
                 backup = self.sources.newest([backup.as_it_is()])
             for chosen in self.sources.of_backup(backup):
                 target = restorer.plan(chosen, f'{turn.job.vm.name}-test-{random_digits():.8}')
-                if not self.previewing:
-                    result['sr'] = target.sr['name_label']
-                    if chosen.form != '.xva':          # those checksums xapi compares
-                        restorer.verify(chosen)
-                    with restorer.restoring(target.name, False) as record:
-                        restorer.put(chosen, target, record, cut_off=True)
-                    check_signals()
-                    turn.size += size_of(chosen.path)
-                    log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
+                result['sr'] = target.sr['name_label']
+                if chosen.form != '.xva':              # those checksums xapi compares
+                    restorer.verify(chosen)
+                with restorer.restoring(target.name, False) as record:
+                    restorer.put(chosen, target, record, cut_off=True)
+                check_signals()
+                turn.size += size_of(chosen.path)
+                log(f'proved: {chosen.path} can be restored ({elapsed():.0f} s)')
         except (VmBackupError, OSError) as error:
             fault = printable(explain(error))
             if result or isinstance(error, (Damaged, CommandFailed)):
                 result['fault'] = fault
-        if result and not self.previewing:
+        if result:
             with tolerating(turn.warnings, 'the result is not recorded'):
                 add_to_manifest(backup, test_restore={
                     **result, 'when': when, 'seconds': int(elapsed())})
@@ -8094,7 +7836,7 @@ class TestRestore(Run):
 def run_test_restore(line: CommandLine) -> int:
     """The command `test-restore`; return the exit status. Raise VmBackupError, OSError."""
     sources = Sources(line)
-    test = TestRestore(sources, line.options)
+    test = TestRestore(sources)
     be_gentle(False)
     with test.until_ended(), Pool.connect(line) as pool:
         test.run(line.word, Restorer(pool, sources, line.options))
@@ -8250,7 +7992,6 @@ def run_extract(line: CommandLine) -> int:
     sources, options = Sources(line), line.options
     disks = []                 # type: List[Chosen]
     for chosen in sources.find(selector(line.word).text, options['date']):
-        refuse_form(chosen)
         disks += disks_in(chosen)
     word, target = options['disk'], options['to']
     if not (word or target):
@@ -8617,7 +8358,6 @@ list <config-file|backup_dir>
 
 {only}
 {json}
-    format=table|json      the same (default: table)
 {config}
 
   VmBackup.py list /root/night.cfg
@@ -8691,7 +8431,6 @@ test-restore <vm-selector|backup>
   Of each VM that the selector chooses the newest good backup is restored, under a
   name of its own, verified, and removed again. Nothing is started.
 
-    preview                only show what would be done; changes nothing
 {from}
 {quiet}
 {config}
@@ -8783,8 +8522,6 @@ create-password-file <file>
 
   The password is asked for on a terminal, or read from standard input. The file
   has it in base64: obscured, not encrypted.
-
-    password-stdin         read it from standard input, as always
 
   VmBackup.py create-password-file /root/VmBackup.pass
   VmBackup.py backup /root/night.cfg password-file=/root/VmBackup.pass
@@ -8885,15 +8622,9 @@ VmBackup.py /root/VmBackup.pass monthly.cfg preview
 SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to/backupspace',
               'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
 FORMER_COMMANDS = ('restore', 'test-restore', 'create-password-file')    # of 5.0: PASSWORD NAME=...
-SWITCH = 'yes|no|true|false'     # what a flag may have behind a =
-IMPLIED = {'create-password-file': {'password_stdin': 'yes'}, 'preview': {'preview': 'yes'}}
+SWITCH = 'yes, no, true, false'  # what a flag may have behind a =
 DOCUMENTS = ('list', 'status', 'verify', 'preview')    # commands that can print JSON
 KEY = {key.name: key for key in KEYS}
-FAMILIAR = {               # words of other programs, and what they are here
-    'dry_run': 'preview', 'n': 'preview', 'q': 'quiet', 'j': 'json', 'keep': 'keep_last',
-    'to': 'name', 'config': 'from', 'check': 'check-config', 'init': 'config', 'run': 'backup',
-    'delete': 'prune', 'remove': 'prune', 'snapshots': 'list'}
-OF_KEY = '<as there>'            # what a key may have: the same as in a config file
 
 
 class Command(NamedTuple):
@@ -8901,7 +8632,7 @@ class Command(NamedTuple):
     name: str
     words: str                 # that it takes
     help: str                  # of several lines, the first of which is what it does
-    options: Strings           # by their names: this|that, <any>, OF_KEY, or SWITCH for a flag
+    options: Dict[str, Key]    # its own, and those of the config file
 
     def usage(self) -> str:
         """Return its words and options in one line."""
@@ -8911,50 +8642,20 @@ class Command(NamedTuple):
         """Return what is wrong, and where help is."""
         return UsageError(f'{text} ({remark}see VmBackup.py help {self.name})')
 
-    def meant(self, name: str) -> str:
-        """Return a remark on which option a name, with underscores, may stand for, or ''."""
-        return nearest(name, [option + '=' * (allowed != SWITCH)
-                              for option, allowed in self.options.items()])
-
-    def unknown(self, word: str) -> UsageError:
-        """Return the error on a word that is no option. Its value may be a password."""
-        name, equals, _ = word.partition('=')
-        plain = name.lstrip('-').replace('-', '_')
-        familiar = FAMILIAR.get(plain)
-        near = f', perhaps {familiar}' if familiar in self.options else self.meant(plain)
-        if equals or near or name.startswith('-'):
-            shown = name[:2] if match('-[^-]', name) else name
-            return self.error(f'unknown option: {shown}{equals}{near}')
-        remark = 'choose VMs with vm=; ' if 'vm' in self.options else ''
-        return self.error(f'one word too many behind {self.name} {self.words}', remark)
-
     def value(self, name: str, text: str) -> str:
         """Return the value of an option, or of a key of the config file. Raise UsageError."""
-        allowed, hint = self.options[name], ''
+        key = self.options[name]
+        is_flag = key.allowed == SWITCH
         try:
-            if allowed == OF_KEY:
-                hint = KEY[name].hint()
-                KEY[name].parse(text)
-            elif text.lower() in allowed.split('|'):
-                text = text.lower()
-            elif not text or not allowed.startswith('<'):
-                raise ValueError(f'allowed: {name}={allowed}')
-        except ValueError as error:
-            shown = '' if allowed == SWITCH else text
-            raise self.error(f'invalid value: {name}={shown}', f'{error}{hint}; ')
-        if allowed == SWITCH:
-            return 'yes' if text in ('yes', 'true') else ''
-        return text
-
-    def miscounted(self, words: Texts, may_be_several: bool) -> List[UsageError]:
-        """Return what is wrong with the number of words that it is about."""
-        wrong = []             # type: List[UsageError]
-        if not (may_be_several and self.words.endswith('...')):
-            wrong += map(self.unknown, words[self.words.count('<'):])
-        if not all(words) or self.words.startswith('<') and not words:
-            wrong.append(UsageError(f'usage: VmBackup.py {self.usage()} (a word is missing or '
-                                    'empty)'))
-        return wrong
+            value = key.parse(text)
+            if not text and name not in KEY:
+                raise ValueError('is empty')
+        except ValueError as error:                    # a flag's may be a password
+            raise self.error(f'invalid value: {name}={"" if is_flag else text}',
+                             f'{error}{key.hint()}; ')
+        if is_flag:
+            return 'yes' if value in ('yes', 'true') else ''
+        return text if key is KEY.get(name) else value
 
 
 def read_commands() -> Dict[str, Command]:
@@ -8964,10 +8665,14 @@ def read_commands() -> Dict[str, Command]:
         head, _, rest = part.partition('\n')
         name, _, words = head.partition(' ')
         rest = rest.format(**OPTIONS_HELP).format(backup_dir=KEY['backup_dir'].default)
-        options = {option.replace('-', '_'): allowed or SWITCH for option, allowed in findall(
-            r'^ {4}([a-z][a-z0-9_-]*|KEY)(?:=(\S+))?(?: |$)', rest, MULTILINE)}
-        if options.pop('KEY', ''):
-            options = {**dict.fromkeys(KEY, OF_KEY), **options}
+        options = {}           # type: Dict[str, Key]
+        for option, allowed in findall(r'^ {4}([a-z][a-z0-9_-]*|KEY)(?:=(\S+))?(?: |$)', rest,
+                                       MULTILINE):
+            option = option.replace('-', '_')
+            allowed = allowed.replace('|', ', ') or SWITCH
+            options[option] = Key(option, '', '' if allowed.startswith('<') else allowed)
+        if options.pop('KEY', None):
+            options = {**KEY, **options}
         commands[name] = Command(name, words, sub('^ {2}', '', rest, flags=MULTILINE), options)
     return commands
 
@@ -8983,6 +8688,8 @@ def help_text(topic: str) -> str:
         return MAIN_HELP.format(version=VERSION, commands=commands)
     if topic == 'example':
         return EXAMPLES
+    if topic == 'version':
+        return f'VmBackup.py {VERSION}\n'
     command = COMMANDS[topic]
     text = f'Usage: VmBackup.py {command.usage()}\n\n{command.help}\n'
     if 'Exit status' not in text:
@@ -9027,7 +8734,7 @@ def run_config(line: CommandLine) -> int:
 def run_help(line: CommandLine) -> int:
     """The commands `help` and `example`; return the exit status. Raise UsageError."""
     topic = line.word or line.command
-    if topic not in COMMANDS:
+    if topic not in (*COMMANDS, 'version'):
         raise UsageError(f'no command: {topic}{nearest(topic, COMMANDS)} (see VmBackup.py help)')
     Console.current.write(help_text(topic))
     return SUCCESS.status
@@ -9050,12 +8757,11 @@ def misplaced(word: str, line: Texts) -> UsageError:
     first, *rest = line
     rest.remove(word)
     meant = [word, *map(shell_word, rest)]
-    file = shell_word(first) if first not in COMMANDS and names_file(first) else ''
     if not parse_command(command, [word, *rest]).words:
-        meant.insert(1, file or command.words)
+        meant.insert(1, shell_word(first) if names_file(first) else command.words)
     elif first not in ('local', *COMMANDS) and 'password_file' in command.options:
-        meant.append('password-file=' + (file or 'FILE'))
-    if command.options.get(first) == SWITCH:           # preview
+        meant.append('password-file=FILE')
+    if first == 'preview' and first in command.options:
         meant.append(first)
     return UsageError(f'{word} is a command and comes first: VmBackup.py {" ".join(meant)} (a VM '
                       f'that is called so is vm-export={word}, a file ./{word})')
@@ -9065,20 +8771,21 @@ def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
     """Return what the words behind a command, and behind what it is about, say, with all that is
     wrong in them."""
     rest, words = list(line[1 + len(about):]), list(about)
-    options = {name: '' for name, allowed in command.options.items() if allowed != OF_KEY}
+    options = {name: '' for name, key in command.options.items() if key is not KEY.get(name)}
     keys, only, wrong = {}, [], []     # type: Strings, List[str], List[UsageError]
+    known = [name + '=' * (key.allowed != SWITCH) for name, key in command.options.items()]
     while rest:
         word = rest.pop(0)
-        dashes, name, equals, value = match(r'(-*)([^=]*)(=?)(.*)', word, DOTALL).groups()
-        name = name.lower().replace('-', '_')
-        allowed = command.options.get(name)
+        dashes, typed, equals, value = match(r'(-*)([^=]*)(=?)(.*)', word, DOTALL).groups()
+        name = typed.lower().replace('-', '_')
+        key, near = command.options.get(name), nearest(name, known)
         try:
             if word == '--':
                 words += rest
                 break
-            if allowed == SWITCH and not equals:
+            if key and key.allowed == SWITCH and not equals:
                 options[name] = 'yes'
-            elif allowed and (equals or dashes):
+            elif key and (equals or dashes):
                 if not equals and (not rest or rest[0].startswith('--')):
                     raise command.error(f'{word} needs a value')
                 value = command.value(name, value if equals else rest.pop(0))
@@ -9087,16 +8794,20 @@ def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
                     only.append(value)
             elif word in COMMANDS and command.name != 'help' and not wrong:
                 raise misplaced(word, line)
-            elif dashes and name or words and command.meant(name):
-                raise command.unknown(word)
-            elif equals and name.isidentifier() and name not in ('vm_export', 'vdi_export'):
-                raise command.unknown(word)
+            elif (dashes and name or words and near or equals and name.isidentifier() and
+                  name not in ('vm_export', 'vdi_export')):
+                shown = typed[:1] if dashes == '-' else typed      # what follows may be a password
+                raise command.error(f'unknown option: {dashes}{shown}{equals}{near}')
             elif not wrong:                            # else only options count
                 words.append(word)
         except UsageError as error:
             wrong.append(error)
-    wrong += command.miscounted(words, not about)
-    return CommandLine(command.name, 'local', tuple(words), options, keys, tuple(only),
+    if len(words) > command.words.count('<') and (about or not command.words.endswith('...')):
+        wrong.append(command.error(f'one word too many behind {command.name} {command.words}'))
+    if not all(words) or command.words.startswith('<') and not words:
+        wrong.append(UsageError(f'usage: VmBackup.py {command.usage()} (a word is missing or '
+                                'empty)'))
+    return CommandLine(command.name, '', tuple(words), options, keys, tuple(only),
                        'run it in dom0, or give password-file=FILE', wrong)
 
 
@@ -9106,24 +8817,21 @@ def parse_words(words: Texts) -> CommandLine:
     name, equals, value = second.partition('=')
     if not equals or name.lower() not in FORMER_COMMANDS:
         name, value = 'backup', second
-    needs_no_pool = name.lower() == 'create-password-file'
-    if first in COMMANDS and not needs_no_pool:
+    if first in COMMANDS and name.lower() != 'create-password-file':
         line = parse_command(COMMANDS[first], words)
-        line.options.update(IMPLIED.get(first, ()))
+        line.options.update({'preview': 'yes'} if first == 'preview' else {})
         return line
     line = parse_command(COMMANDS[name.lower()], words, value)
     if second in COMMANDS:
         line.wrong.insert(0, misplaced(second, words))
-    elif not first and not needs_no_pool:
+    elif not first:
         line.wrong.insert(0, UsageError('the first word, a password, a file with it, or local, is '
                                         'empty'))
-    doubt = line.doubt
-    if first != 'local':
-        doubt = nearest(FAMILIAR.get(first, first), COMMANDS, 'did you mean `{}`?')
-        if first.startswith('-') and not doubt:
-            doubt = 'options come behind a command'
-        elif search(r'/|\.\w+\Z', first):
-            doubt = 'if a password file was meant: there is no such file'
+    if first == 'local':
+        return line
+    doubt = nearest(first, COMMANDS, 'did you mean `{}`?')
+    if search(r'/|\.\w+\Z', first):
+        doubt = 'if a password file was meant: there is no such file'
     return line._replace(password=first, doubt=doubt)
 
 
@@ -9132,15 +8840,13 @@ def plain_words(words: Texts) -> Texts:
     alone = ''.join(words).lower().lstrip('-')
     if len(words) == 1 and alone in ('h', 'help', 'example', 'config'):
         return ['help' if alone == 'h' else alone]
-    if words[1:] and words[1].lower().startswith('create-password-file='):     # of any password
-        return words
     before = words[:[*words, '--'].index('--')]
     commands = [word for word in before if word in COMMANDS][:1]
     asked = {'-h', '--help'}.intersection(before)
     if asked and (commands or words[0] not in asked):
         return ['help', *commands]
-    if words[:1] == ['--version']:
-        return ['version']
+    if words[:1] in (['--version'], ['version']):
+        return ['help', 'version']
     if commands and words[0].startswith('--'):
         name = words[0][2:].partition('=')[0].lower().replace('-', '_')
         if name in COMMANDS[commands[0]].options:      # it stands before its command
@@ -9161,12 +8867,13 @@ def tell_end(reason: str, console: Console) -> None:
 def heed(line: CommandLine, console: Console) -> None:
     """Have the console print as a command line asks for, whatever is wrong with it."""
     command = 'preview' if line.options.get('preview') else line.command
-    wanted = line.options.get('json') or line.options.get('format') == 'json'
-    if command == 'config' or line.options.get('to') == '-':   # what goes into a file or pipe
+    if command in ('config', 'status') or line.options.get('to') == '-':
+        # A file, a pipe; one line for a plug-in.
         console.stream = console.errors
-    elif wanted and command in DOCUMENTS:
+    if line.options.get('json') and command in DOCUMENTS:
         console.take_aside(command)
     console.quiet = line.options.get('quiet') == 'yes'
+    console.terminal = console.stream and console.stream.isatty() and not console.quiet
 
 
 def perform(words: Texts, program: str, console: Console) -> int:
@@ -9175,9 +8882,6 @@ def perform(words: Texts, program: str, console: Console) -> int:
     line, reason, signals.ended = CommandLine(), '', False
     try:
         words = plain_words(words)
-        if words == ['version']:
-            console.write(f'VmBackup.py {VERSION}\n')
-            return SUCCESS.status
         if len(words) < 2 and ''.join(words) not in COMMANDS:
             console.write(USAGE.format(program=program))
             return ERROR.status
@@ -9185,7 +8889,6 @@ def perform(words: Texts, program: str, console: Console) -> int:
         heed(line, console)
         for error in line.wrong:
             raise error
-        console.begin(line.command)
         status = RUNS[line.command](line)
         signals.ended = True
     except (Interrupted, Exception) as error:
@@ -9196,13 +8899,11 @@ def perform(words: Texts, program: str, console: Console) -> int:
         status = 128 + error.signum if isinstance(error, Interrupted) else ERROR.status
         if line.command == 'status':
             status = STATES.index('UNKNOWN')
-            if not console.tell(state='UNKNOWN'):      # it prints one line
-                Console.current = Console(None)
         reason = sub(r'^\**ERROR\W*', '', explain(error))
-        if Console.current is console:
-            tell_end('ERROR ' + reason, console)
-        else:
+        if line.command == 'status' and not console.tell(state='UNKNOWN'):
             console.write(plugin_line('UNKNOWN', reason))
+        else:
+            tell_end('ERROR ' + reason, console)
     if console.tell(error=reason, exit_status=status):
         console.write_document()
     if console.lost not in (0, EPIPE) and (console.document or line.command in ('config', 'list')):

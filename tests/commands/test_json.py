@@ -66,9 +66,9 @@ class Documents(SavedCase):
         nowhere = self.put_file('nowhere.cfg', 'vm-export=web\nbackup_dir=/nowhere\n')
         for status, words, error, kind, text in (
                 (0, 'list %s json' % good, '', '', ''),
-                (0, 'list %s --format json' % self.backups, '', '', ''),
+                (0, 'list %s --json=yes' % self.backups, '', '', ''),
                 (1, 'list %s --json' % pattern, '', 'warnings', 'no backup found: vm-export=noth'),
-                (2, 'list %s format=json' % missing, '', 'errors', 'no backup found: vm-export=g'),
+                (2, 'list %s json' % missing, '', 'errors', 'no backup found: vm-export=g'),
                 (2, 'list %s json' % strange, 'in config_load', 'errors', 'unexpected config key'),
                 (2, 'list --json', 'usage: VmBackup.py list', 'errors', 'usage: '),
                 (2, 'list %s --jason --json' % good, 'unknown option: --jason', 'errors', ''),
@@ -124,7 +124,7 @@ class Documents(SavedCase):
             self.assertIn('Usage: VmBackup.py list', self.command(0, *words).output)
 
     def test_list_has_all_keys_that_it_had(self):
-        document, _ = self.told(0, 'list', self.backups, 'format=json')
+        document, _ = self.told(0, 'list', self.backups, 'json')
         self.assertLessEqual(set(LIST_OF_5_0), set(document))
         self.assertEqual([2, self.backups, ['db', 'web']], [
             document['good'], document['backup_dir'], [vm['name'] for vm in document['vms']]])
@@ -189,7 +189,7 @@ class Documents(SavedCase):
                 (2, ('list', self.backups), 'table_of'), (2, ('list', self.backups), 'others_in'),
                 (3, ('status', self.config(*self.both)), 'select_histories'),
                 (2, ('verify', self.backups), 'histories_in'),
-                (2, ('password', self.config(*self.both), 'preview'), 'show_settings')):
+                (2, ('password', self.config(*self.both), 'preview'), 'program_problems')):
             if name == 'table_of':                 # which prints no JSON
                 self.assertIn('"schema"', self.vmbackup(*words, 'json').output)
                 continue

@@ -27,7 +27,7 @@ class ListCase(StoreCase):
 
     def document(self, status, *words, **environ):
         """What it prints as JSON, and nothing else."""
-        return json.loads('\n'.join(self.table(status, *(words + ('format=json',)), **environ)))
+        return json.loads('\n'.join(self.table(status, *(words + ('json',)), **environ)))
 
     def refused(self, *words):
         line, = self.table(2, *words)
@@ -222,15 +222,14 @@ class WhichOnes(ListCase):
         self.assertEqual(['***WARNING - no backup found: vm-export=nothing.*'],
                          self.document(1, config)['messages'])
         self.assertIn('***WARNING - no backup found: vm-export=nothing.*', self.table(1, config))
-        self.assertIn('ERROR vm=w[b is no regular expression',
+        self.assertIn('ERROR vm=w[b is none of the VMs that are selected',
                       self.table(2, self.backups, 'vm=w[b'))
 
     def test_wrong_words_are_one_line_and_status_2(self):
         path = self.backup('web', 1)
         for words, text in (
                 ((), 'usage: VmBackup.py list <config-file|backup_dir>'),
-                ((self.backups, 'format=xml'), 'invalid value: format=xml'),
-                ((self.backups, 'format='), 'invalid value: format='),
+                ((self.backups, 'json=xml'), 'invalid value: json= (invalid, allowed: yes, no'),
                 ((self.backups, 'vm'), 'unknown option: vm'),
                 ((self.backups, 'backups=all'), 'unknown option: backups= (see'),
                 ((path,), 'does not apply to a single VM or backup'),
@@ -262,12 +261,12 @@ class Robust(ListCase):
         path = self.old_backup('db', DAY % 2, 'success')
         for manifest in manifests + list(RUBBISH):
             self.put_file(path + '/backup.json', manifest)
-            for form in ('table', 'json'):
-                output, status = self.here(self.backups, 'format=' + form)
+            for words, told in ([], os.path.basename(good)), (['json'], good):
+                output, status = self.here(self.backups, *words)
                 self.assertIn(status, (0, 1, 2), manifest)
-                self.assertIn(good if form == 'json' else os.path.basename(good), output)
+                self.assertIn(told, output)
                 self.assertNotIn('\x1b', output)
-                if form == 'json':
+                if words:
                     self.assertEqual(2, len(json.loads(output, parse_constant=self.fail)['vms']))
 
     def here(self, *words):
@@ -331,7 +330,7 @@ class Robust(ListCase):
                     shutil.rmtree(gone)
             return real(path, *limits)
         with unittest.mock.patch.object(VmBackup, 'load', reading):
-            output, status = self.here(self.backups, 'format=json')
+            output, status = self.here(self.backups, 'json')
         self.assertEqual(0, status)
         self.assertEqual([(DAY % 3, 'good'), (DAY % 1, 'good')],
                          self.outcomes(json.loads(output)))

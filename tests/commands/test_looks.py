@@ -67,8 +67,8 @@ class FromAnArchive(DiskCase):
         self.assertEqual(before + 3, len(self.sim.pool.content))
         for words, text in ((('disk=xvdx',), 'no disk xvdx in the backup (there are: xvda, '),
                             (('disk=all', 'name=x'), '3 disks cannot all get one name'),
-                            (('disk=xvda', 'start'), 'start= is for a whole VM'),
-                            (('attach=desk',), 'attach= is for a disk'),
+                            (('disk=xvda', 'start'), 'start= does not apply to /'),
+                            (('attach=desk',), 'attach= does not apply to /'),
                             (('disk=0', 'mode=RW'), 'mode= goes with attach='),
                             (('disk=0', 'attach=desk', 'mode=rx'), 'invalid value: mode=rx')):
             with self.subTest(words):

@@ -35,7 +35,7 @@ class Places(PoolCase):
         config = self.config('vm-export=web', backup_dir=self.root, **keys)
         backup = os.path.join(self.root, 'web', DAY % 1)
         asked = [(words, each) for each in (
-            ('list', config), ('list', config, 'format=json'), ('list', config, 'vm=web'),
+            ('list', config), ('list', config, 'json'), ('list', config, 'vm=web'),
             ('verify', config), ('prune', config), ('prune', config, 'preview'),
             ('status', config), ('password', 'restore=web', 'from=' + config, 'preview'),
             ('password', 'test-restore=web', 'from=' + config), ('password', config, 'preview'),

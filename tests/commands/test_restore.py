@@ -166,10 +166,8 @@ class RoundTrips(RestoreCase):
         for name in ('diskless', 'efi'):
             original = self.facts(name)
             self.remove(name)
-            done = self.ok(self.restore(name))
+            self.ok(self.restore(name))
             self.assert_restored(original, name)
-        self.assertIn('  firmware: uefi, with its variables (NVRAM), with a TPM, whose content '
-                      'this pool may not restore', done.lines)
         self.assertEqual({'EFI-variables': 'QUFBQQ=='}, self.vms()['efi']['NVRAM'])
         self.assertEqual(1, len(self.vms()['efi']['VTPMs']))
 
@@ -184,14 +182,14 @@ class RoundTrips(RestoreCase):
 
     def test_a_single_file_elsewhere(self):
         original = self.facts('web')
-        path = self.at('usb', 'some archive')
+        path = self.at('usb', 'some archive.xva')
         os.mkdir(os.path.dirname(path))
         subprocess.check_call(['zstd', '-q', self.archive('web'), '-o', path], timeout=LIMIT)
         shutil.rmtree(self.newest('web'))
         self.remove('web')
         self.ok(self.restore(path))
         self.assert_restored(original, 'web')
-        self.assertEqual(['some archive'], os.listdir(os.path.dirname(path)))
+        self.assertEqual(['some archive.xva'], os.listdir(os.path.dirname(path)))
 
     def test_a_raw_image_of_an_odd_size_onto_another_vm_as_it_is_and_packed(self):
         self.ok(self.back_up('vdi-export=web'))
@@ -270,7 +268,7 @@ class Choosing(RestoreCase):
             self.assertEqual(self.older, self.chosen('date=' + date))
         self.assertEqual(newest, self.chosen('date=20'))
         self.refused('no good backup of 2024', self.restore('web', 'date=2024', 'preview'))
-        self.refused('invalid date: date=x', self.restore('web', 'date=x', 'preview'))
+        self.refused('no good backup of x in', self.restore('web', 'date=x', 'preview'))
 
     def test_one_that_was_found_damaged_is_passed_over(self):
         self.damage('web')
@@ -288,30 +286,32 @@ class Choosing(RestoreCase):
     def test_what_cannot_be_restored(self):
         failed = self.old_backup('web', 'backup-2026-01-01-(00:00:00)', 'web.xva')
         note = self.put_file('note.txt', 'hello')
-        for word, words in (('nobody', 'no backup of a VM called nobody'),
-                            (failed, 'it has no marker'), (self.backups, 'no such backup or file'),
-                            (note, 'no archive or image'), ('', 'usage: '),
-                            ('/nowhere/web.xva', 'no such backup or file')):
+        dump, = glob.glob(os.path.join(self.backups, 'METADATA_*', '*.dump'))
+        missing = 'no such backup or file, or VM in %s (see from=, and ' % self.backups
+        for word, words in (('nobody', missing), (failed, 'it has no marker'),
+                            (self.backups, 'no such backup or file'), (note, 'no archive or image'),
+                            (dump, 'for a dump of the pool database, see README.md'),
+                            ('', 'usage: '), ('/nowhere/web.xva', 'no such backup or file')):
             with self.subTest(word=word):
                 self.refused(words, self.restore(word))
 
     def test_options_that_are_none_or_missing(self):
         for option, words in (('colour=red', 'unknown option: colour= (see'),
                               ('sr=', 'invalid value: sr='),
-                              ('preserve=perhaps', 'invalid value: preserve= (allowed: '),
+                              ('preserve=perhaps', 'invalid value: preserve= (invalid, allowed: '),
                               ('sr=elsewhere',
-                               'no SR elsewhere (choose one, sr=UUID): Local storage ('),
+                               'no single SR is elsewhere (choose one, sr=UUID): Local storage ('),
                               ('name=web', 'a VM called web is there'),
-                              ('name=a\x07b', 'control characters'),
-                              ('attach=web', 'attach= is for a disk'),
+                               ('attach=web', 'attach= does not apply to /'),
                               ('from=/nowhere', 'no such file or directory: /nowhere')):
             with self.subTest(option=option):
                 self.refused(words, self.restore('web', option))
         pool, = self.sim.pool.tables['pool'].values()
         pool['default_SR'] = 'OpaqueRef:NULL'
-        self.refused('the pool has no default SR (choose one, sr=UUID): Local storage (',
+        self.refused('no single SR is the default one (choose one, sr=UUID): Local storage (',
                      self.restore('web'))
-        self.ok(self.restore('web', 'sr=Local storage'))
+        self.ok(self.restore('web', 'sr=Local storage', 'name=a\x07b'))
+        self.assertIn('a%07b', self.vms())
 
     def test_a_manifest_that_somebody_wrote(self):
         self.ok(self.back_up('vdi-export=web'))
@@ -321,13 +321,6 @@ class Choosing(RestoreCase):
                           json.dumps(dict(manifest, disks=disks)))
             done = self.ok(self.restore('web', 'preview'))
             self.assertIn('  new disk: web.raw-restored-', done.output)
-
-    def test_a_dump_of_the_pool_database(self):
-        dump, = glob.glob(os.path.join(self.backups, 'METADATA_*', '*.dump'))
-        done = self.restore(dump)
-        self.refused('is a dump of the pool database', done)
-        command = "  %s pool-restore-database file-name='%s'" % (self.sim.xe, dump)
-        self.assertLess({command + ' dry-run=true', command}, set(done.lines))
 
 
 class Places(RestoreCase):
@@ -395,8 +388,8 @@ class Places(RestoreCase):
         text = '\n'.join(done.lines)
         for line in (r'  new VM:   web-restored-[\d-]+ \(original: web\)',
                      r'  SR:       small \([-0-9a-f]+\): 2\.0 MiB of 2\.0 MiB free, the disks have '
-                     r'2\.0 MiB', '  disk:     xvda of 2.0 MiB', '  network:  VIF 0 in "backend"',
-                     '  MAC:      new ones', '  firmware: bios',
+                     r'2\.0 MiB', '  disk:     xvda of 2.0 MiB',
+                     r'  network:  VIF 0 in backend \([-0-9a-f]+\)',
                      'SUCCESS preview of restore: nothing was changed'):
             self.assertRegex(text, '(?m)^%s$' % line)
 
@@ -414,7 +407,7 @@ class Places(RestoreCase):
     def test_a_network_that_is_not_here_is_made(self):
         self.remove_with_network('web', 'backend')
         done = self.ok(self.restore('web'))
-        self.assertIn('  network:  VIF 0 in "backend", which is not here: it will be made',
+        self.assertIn('  network:  VIF 0 in backend, which is not here: it will be made',
                       done.lines)
         self.assert_restored(self.original, 'web')
 
@@ -425,30 +418,30 @@ class Places(RestoreCase):
         self.xe('vdi-create', 'sr-uuid=' + small, 'name-label=x', 'virtual-size=1MiB')
         before = self.contents()
         done = self.assert_ends(2, self.restore('web', 'sr=small'))
-        self.assertIn('that is enough only if the SR is thin-provisioned', done.output)
-        self.assertRegex(done.output, r'ERROR no space left in SR small \(%s\): \S+ \w+ of \S+ \w+ '
-                         r'free, the disks have .*There is insufficient space.*\(choose another SR '
-                         r'with sr=\)' % small)
+        self.assertRegex(done.output, r'ERROR no space left in SR, at first small \(%s\): \S+ \w+ '
+                         r'of \S+ \w+ free, the disks have .*There is insufficient space.*\(choose '
+                         r'another SR with sr=\)' % small)
         self.sim.pool.storage_faults['write'] = 3 << 19        # as storage fills up meanwhile
         self.assertRegex(self.assert_ends(2, self.restore('web')).output,
-                         'ERROR no space left in SR Local storage .*: xe vm-import failed: .*SPC')
+                         'ERROR no space left in SR, .* Local storage .*: xe vm-import failed: .*S')
         self.assertEqual(before, self.contents())
         self.assert_unmarked()
 
     def test_an_archive_of_a_newer_toolstack(self):
-        version = self.sim.pool.xapi_version
         self.pool_description = dict(self.pool_description, xapi_version='25.6')
         self.use_pool()
-        self.refused('exported by xapi %s, this pool has' % version, self.restore('web'))
+        done = self.assert_ends(2, self.restore('web'))
+        self.assertIn('(it was exported by a newer release', done.output)
 
     def test_attach_wants_a_halted_or_running_vm(self):
         shutil.rmtree(self.newest('web'))              # an image is the newest then
         self.xe('vm-start', 'uuid=' + self.uuid_of('web'))
         self.xe('vm-suspend', 'uuid=' + self.uuid_of('web'))
-        self.refused('the VM web is Suspended (shut it down or let it run first)',
-                     self.restore('web', 'attach=web'))
-        self.refused('no VM nobody', self.restore('web', 'attach=nobody'))
-        self.refused('start= is for a whole VM', self.restore('web', 'start=True'))
+        self.refused('attach=web is not one VM that is halted or runs (choose it by its uuid): %s '
+                     '(Suspended' % self.uuid_of('web'), self.restore('web', 'attach=web'))
+        self.refused('attach=nobody is not one VM that is halted or runs (choose it by its uuid): '
+                     'no VM', self.restore('web', 'attach=nobody'))
+        self.refused('start= does not apply to ', self.restore('web', 'start=True'))
 
     def test_without_attach_the_next_commands_are_told(self):
         shutil.rmtree(self.newest('web'))
@@ -607,21 +600,16 @@ class Testing(RestoreCase):
         self.assertIn('disk 1 has 0 bytes, not 1048576', done.output)
         self.assert_unmarked()
 
-    def test_preview_and_what_is_wrong(self):
-        done = self.ok(self.try_out('web', 'preview'))
-        self.assertRegex(done.output, r'new VM:   web-test-[0-9a-f]{8} \(original: web\)')
-        self.assertEqual([], self.verbs())
-        self.assertIsNone(self.noted('web'))
-        self.assertEqual([], glob.glob(self.status_log))
+    def test_what_is_wrong(self):
         for words, text in ((['nobody'], 'no backup of a VM nobody'),
-                            (['web', 'sr=nowhere'], 'no SR nowhere'),
+                            (['web', 'sr=nowhere'], 'no single SR is nowhere'),
                             ([''], 'usage: VmBackup.py test-restore <vm-selector|backup>'),
                             (['web', 'date=2026'], 'unknown option: date= (see')):
             self.assertIn(text, self.assert_ends(2, self.try_out(*words)).output)
         self.assertEqual([], self.verbs())
         os.unlink(self.archive('web'))
-        self.assert_ends(2, self.try_out('web', 'preview'))
-        self.assertIsNone(self.noted('web'))
+        self.assert_ends(2, self.try_out('web'))
+        self.assertIn('no archive or image', self.noted('web')['fault'])
 
 
 class Endings(RestoreCase):
@@ -740,11 +728,11 @@ class Namesakes(RestoreCase):
         words = ['%s (%s, on %s): %d.0 GiB of %d.0 GiB free' % (
             sr['name_label'], sr['uuid'], on, size, size) for sr, on, size in zip(
                 self.sim.pool.tables['SR'].values(), ('a', 'b', 'c', 'a, b, c'), (1, 2, 3, 4))]
-        self.refused('more than one SR Local storage (choose one, sr=UUID): ' +
+        self.refused('no single SR is Local storage (choose one, sr=UUID): ' +
                      ', '.join(words[:3]), self.restore('web', 'sr=Local storage'))
         pool, = self.sim.pool.tables['pool'].values()
         pool['default_SR'] = 'OpaqueRef:NULL'
-        self.refused('the pool has no default SR (choose one, sr=UUID): ' + ', '.join(words),
+        self.refused('no single SR is the default one (choose one, sr=UUID): ' + ', '.join(words),
                      self.restore('web'))
         uuid = re.search('[-0-9a-f]{36}', words[1]).group()
         self.assertIn(uuid, self.ok(self.restore('web', 'sr=' + uuid)).output)
@@ -753,12 +741,13 @@ class Namesakes(RestoreCase):
         image = self.dated('web')[0]
         first, second = [vm['uuid'] for vm in self.sim.pool.tables['VM'].values()
                          if vm['name_label'] == 'twin']
-        self.refused('more than one VM twin (choose one, attach=UUID): %s (Halted), %s (Running, '
-                     'on b)' % (first, second), self.restore(image, 'attach=twin'))
+        self.refused('attach=twin is not one VM that is halted (choose it by its uuid): %s '
+                     '(Halted), %s (Running, on b)' % (first, second),
+                     self.restore(image, 'attach=twin'))
         self.ok(self.restore(image, 'attach=' + first))
         other = self.sim.pool.new('network', name_label='lan', bridge='xenbr9')
-        self.assertRegex(self.ok(self.restore('web', 'preview')).output, r'VIF 0 in "lan", one of: '
-                         r'[-0-9a-f]{36} \(xenbr1\), %s \(xenbr9\)' %
+        self.assertRegex(self.ok(self.restore('web', 'preview')).output, r'VIF 0 in lan '
+                         r'\([-0-9a-f]{36}\) or lan \(%s\)' %
                          self.sim.pool.tables['network'][other]['uuid'])
 
 
@@ -921,7 +910,7 @@ class OvaXml(unittest.TestCase):
 
     def test_only_names_marks_and_what_starts_a_vm(self):
         changed = VmBackup.rewrite_for_import(self.ova, 'new <&> "name"\n', '0' * 32, ())
-        before, after = (VmBackup.ova_objects(ova)[1] for ova in (self.ova, changed))
+        before, after = (VmBackup.ova_objects(ova) for ova in (self.ova, changed))
         differences = set()
         for cls, objects in before.items():
             for ref, fields in objects.items():

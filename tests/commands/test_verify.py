@@ -310,7 +310,7 @@ class TheCommand(MadeCase):
                             ((self.backups, 'backups=all'), 'VM 2 of 2, backup 1 of 1: ')):
             status, text = self.on_terminal('verify', *words, PATH=path)
             self.assertEqual(1, status)                # it has another size now
-            self.assertRegex(text, r'(\n|\x1b\[K)%sverified \d.*, .*/s: web\.xva\n\r\x1b' % turn)
+            self.assertRegex(text, r'(?m)(^|\x1b\[K)%sverified \d.*, .*/s: web\.xva\r\x1b' % turn)
             self.assertFalse([line for line in screen(text) if '/s: ' in line], text)
         self.assertFalse([line for line in self.verify(1, self.web) if '/s: ' in line])
 

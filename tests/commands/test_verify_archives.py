@@ -46,7 +46,7 @@ def known_images():
 
 @archives.WITH_XXH64
 class Samples(ArchiveCase):
-    def test_each_is_proved_under_any_name(self):
+    def test_each_is_proved_whatever_the_name_says_of_its_compression(self):
         before = len(os.listdir('/proc/self/fd'))
         verifier = self.verifier()
         for name, form, proved, size in (('sample.xva.gz', '.xva', 'checksums', 8446464),
@@ -57,7 +57,7 @@ class Samples(ArchiveCase):
                 continue
             self.put(sample(name))
             proofs = set()
-            for other in ('x', 'x' + form, 'x.gz', 'x%s.gz' % form, 'x%s.zst' % form):
+            for other in ('x' + form, 'x%s.gz' % form, 'x%s.zst' % form):
                 with self.subTest((name, other)):
                     path = os.path.join(self.directory, other)
                     os.rename(self.path, path)

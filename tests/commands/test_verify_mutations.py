@@ -6,13 +6,11 @@ with a checksum of their own.
 """
 
 import collections
-import gzip
 import io
 import json
 import os
 import re
 import struct
-import zlib
 
 import VmBackup
 from tests.commands import archives
@@ -242,16 +240,14 @@ class Compressed(Mutations):
                 figures.add(self.kind, faults=1, checks=1)
             self.assertLess(passing, 15)               # they are few
 
-    def test_cut_or_longer(self):
+    def test_cut(self):
         for packed, _ in self.each_packed():
             size = len(packed)
             cuts = archives.some([0, 1, 2, 3, 5, size - 1, size - 4, size - 8], self.chance, 4)
             cuts += [self.chance.randrange(4, size) for _ in range(self.times(6))]
             for cut in cuts:
                 self.assert_found('a cut at %d' % cut, packed[:cut])
-            for more in archives.some((b'\0', bytes(4), bytes(7), bytes(8), bytes(5000), b'x',
-                                       noise(self.chance, 300), packed), self.chance, 4) + [PAGE]:
-                damaged = self.assert_found(more[:9], packed + more)
+            damaged = self.assert_found('cut by a failed export', packed[:size // 2] + PAGE)
             self.assertIn('the export failed: SR_BACKEND_FAILURE_46', str(damaged))
 
 
@@ -461,6 +457,7 @@ class Messages(ArchiveCase):
 
     def test_of_ova_xml(self):
         text, head = self.members[0].data, self.heads[3]
+        odd = 'it does not describe a VM as xapi does: '
         chunk = ('DISK at 1048576 of {0}, byte %d: chunk Ref:9/00000001 of 70000 bytes for offset '
                  '1048576, where {1} were expected' % head)
         for old, new, words in (
@@ -468,23 +465,16 @@ class Messages(ArchiveCase):
                 (b'>1118576<', b'>2167152<', chunk.format(2 * MIB + 70000, MIB)),
                 (b'>1118576<', b'>1048576<',
                  'the end, byte %d: Ref:9/00000001 belongs to no disk' % head),
-                (b'virtual_size', b'virtual_sizE', "ova.xml: 'virtual_size' is missing"),
+                (b'virtual_size', b'virtual_sizE', "ova.xml: %s'virtual_size'" % odd),
                 (b'export_vsn</name><value>2', b'export_vsn</name><value>3',
-                 'ova.xml: unknown version of the format: 3'),
+                 'ova.xml: %sunknown version of the format: 3' % odd),
                 (b'<name>objects</name>', b'<name>object</name>',
-                 "ova.xml: 'objects' is missing")):
+                 "ova.xml: %s'objects'" % odd)):
             self.says(words, self.with_data(0, text.replace(old, new)))
 
 
 class Odd(ArchiveCase):
     """What no chance finds."""
-
-    def test_gzip_members_one_after_the_other_and_zlib_are_not_what_gzip_made(self):
-        data = archives.plain([archives.SMALL])
-        for packed in (gzip.compress(data[:9999]) + gzip.compress(data[9999:]),
-                       zlib.compress(data)):
-            self.put(packed)
-            self.assertIsInstance(self.verdict(), VmBackup.Damaged)
 
     def test_gaps_are_counted_as_the_exporter_means_them_and_what_the_importer_makes_is_told(self):
         """xapi: stream_vdi.ml, recv_all_vdi: it would put these chunks elsewhere."""

@@ -234,7 +234,7 @@ class Shown(unittest.TestCase):
                 if block.section == 'Quick start':
                     continue
                 if block.section == 'Restore':
-                    self.prepare_restore(machine, sim)
+                    self.prepare_restore(machine)
                 wanted = commands(block)
                 with self.subTest(block.section):
                     self.compare(wanted, machine.run(wanted, machine.home, environ))
@@ -251,13 +251,10 @@ class Shown(unittest.TestCase):
         self.assertEqual(1, len(sink.mails))
 
     @staticmethod
-    def prepare_restore(machine, sim):
-        """The backups get the date that the README shows, and there is a VM without disks."""
+    def prepare_restore(machine):
+        """The backups get the date that the README shows."""
         for path in glob.glob(machine.path('/snapshots/BACKUPS/*/backup-*')):
             os.rename(path, os.path.join(os.path.dirname(path), 'backup-' + DATED))
-        if not [vm for vm in sim.pool.tables['VM'].values()
-                if vm['name_label'] == 'db restored']:
-            sim.pool.add_vm(name_label='db restored')
 
 
 class Tables(unittest.TestCase):

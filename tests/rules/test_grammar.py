@@ -59,9 +59,9 @@ def said(*words):
 
 def sample(name, allowed):
     """A value that an option, or a key of the config file, can have."""
-    if allowed == VmBackup.OF_KEY:
+    if allowed is VmBackup.KEY.get(name):
         return next(text for text in KEYS[name][1] if text)
-    return 'x' if allowed.startswith('<') else allowed.split('|')[0]
+    return allowed.allowed.split(', ')[0] or 'x'
 
 
 def spellings(name, value):
@@ -114,7 +114,6 @@ class Table(FedCase):
                 (('Preview', config, 'preview'), '(did you mean `preview`?)'),
                 (('--config', config, 'preview'), '(did you mean `config`?)'),
                 (('check', config, 'preview'), '(did you mean `check-config`?)'),
-                (('--all', config, 'preview'), '(options come behind a command)'),
                 (('no.pass', config, 'preview'), '(if a password file was meant: there is no such '
                                                  'file)'),
                 (('s3cret', config, 'preview'), '')):
@@ -134,7 +133,7 @@ class Spellings(unittest.TestCase):
             about = ['x'] if '<' in command.words else []
             for option, allowed in command.options.items():
                 value = sample(option, allowed)
-                if allowed == VmBackup.SWITCH:
+                if allowed.allowed == VmBackup.SWITCH:
                     value, (first, *others) = 'yes', [
                         [option], ['--' + option], ['--' + option.upper().replace('_', '-')],
                         *spellings(option, 'yes')]
@@ -153,7 +152,7 @@ class Spellings(unittest.TestCase):
     def test_a_flag_can_be_no_and_of_a_repeated_option_the_last_one_counts(self):
         for name, command in VmBackup.COMMANDS.items():
             for option, allowed in command.options.items():
-                if allowed == VmBackup.SWITCH and option not in ('preview', 'password_stdin'):
+                if allowed.allowed == VmBackup.SWITCH and option != 'preview':
                     for no in ('no', 'False'):
                         line = parsed(name, option, 'x', '--%s=%s' % (option, no))
                         self.assertEqual('', line.options[option])
@@ -270,7 +269,7 @@ class Wrong(PoolCase):
                 if pasted and path in meant and command.words and 'web' not in meant:
                     self.assertEqual(name, parsed(*shlex.split(pasted.group(1))).command)
         self.refused(['backup', '--quiet', 'list'], 'list is a command')
-        self.refused([path, 'backup', 'x.cfg'], 'backup x.cfg password-file=%s (' % path)
+        self.refused([path, 'backup', 'x.cfg'], 'backup x.cfg password-file=FILE (')
         self.refused(['preview', 'prune', path], 'VmBackup.py prune %s preview (' % path)
 
     def test_no_password_is_shown_whatever_follows_it_also_as_json(self):
@@ -280,7 +279,7 @@ class Wrong(PoolCase):
                       ['backup', 's3/cret', path], ['list', path, 's3cret'],
                       ['preview', path, '--password-stdin=s3cret'], ['restore', 'web', 's3cret']):
             self.assertNotIn('cret', self.refused(words).replace('a password', ''))
-        for words in (['s3cret', path, 'json'], ['s3cret', 'list', path, '--format', 'json'],
+        for words in (['s3cret', path, 'json'], ['s3cret', 'list', path, '--json=yes'],
                       ['s3cret', '--json']):
             status, text = said(*words)
             self.assertEqual(2, status)
@@ -314,21 +313,23 @@ class Wrong(PoolCase):
                 '--Parallel-per-srs=2', 'parallel_per_sr='), ('--quit', 'quiet')):
             self.refused(['backup', 'x', word], ', perhaps ' + meant)
             self.refused(['s3cret', 'x', word], ', perhaps ' + meant)
-        self.refused(['s3cret', 'x', 'vm-export=y'], 'unknown option: vm-export= (')
+        self.refused(['s3cret', 'x', 'vm-export=y'], 'one word too many behind backup ')
+        self.refused(['backup', 'x', '--dry-run'], 'unknown option: --dry-run, perhaps preview (')
 
     def test_missing_and_wrong_values(self):
         for name, command in VmBackup.COMMANDS.items():
             for option, allowed in command.options.items():
                 see = '; see VmBackup.py help %s)' % name
-                if allowed == VmBackup.SWITCH:
+                if allowed.allowed == VmBackup.SWITCH:
                     for value in ('', 'maybe'):
                         self.refused([name, 'x', '%s=%s' % (option, value)],
-                                     'invalid value: %s= (allowed: ' % option, see)
+                                     'invalid value: %s= (invalid, allowed: ' % option, see)
                     continue
                 for words in (['--' + option], ['--' + option, '--colour']):
                     self.refused([name, 'x', *words], '--%s needs a value' % option)
                 bad = [text for text in KEYS[option][2] if text.isprintable()][:2] if (
-                    allowed == VmBackup.OF_KEY) else ['', 'maybe'][:2 - allowed.startswith('<')]
+                    allowed is VmBackup.KEY.get(option)) else ['', 'maybe'] if (
+                        allowed.allowed) else ['']
                 for value in bad:
                     self.refused([name, 'x', '%s=%s' % (option, value)],
                                  'invalid value: %s=%s (' % (option, value), see)

@@ -60,7 +60,7 @@ class OneHostileName(PoolCase):
         self.told(0, 'check-config', config)
         config = self.config('vm-export=.*')
         for words in (['password', config, 'preview'], ['verify', config, 'backups=all'],
-                      ['list', config], ['list', config, 'format=json'], ['prune', config],
+                      ['list', config], ['list', config, 'json'], ['prune', config],
                       ['password', 'restore=' + NAME, 'from=' + config, 'preview'],
                       ['password', 'restore=' + self.newest(directory), 'from=' + config],
                       ['password', 'test-restore=.*', 'from=' + config]):

@@ -198,30 +198,25 @@ class Verdicts(unittest.TestCase):
         names = ('web', 'Sun UTM', 'a,b', 'it\'s "x"', '"q"', 'x # y', 'nb\xa0sp', 'c++')
         pool = vms(*names)
         pool[0].record['tags'] = ['web']
-        for line, written, dropped in (
-                ('"web"', 'web', 'the quotes'), ('c++  # x', 'c++', '# x'),
-                ("'Sun UTM' ; the mail", 'Sun UTM', 'the quotes ; the mail'),
-                ('web  # the site, and more', 'web', '# the site, and more'),
-                ('"web":3', 'web:3', 'the quotes'), ('web:3  # x', 'web:3', '# x'),
-                ('"web:3"', 'web:3', 'the quotes'), ('"w.*"', 'w.*', 'the quotes'),
-                ('"tag:web"', 'tag:web', 'the quotes'), ('tag:web # x', 'tag:web', '# x'),
-                ('Sun\xa0UTM', 'Sun UTM', 'the no-break space'),
-                ('Sun\tUTM', 'Sun UTM', 'the control character'),
-                ('we\u200bb\xad', 'web', 'the soft hyphen and the zero width space'),
-                ('"Sun\xa0UTM" # x', 'Sun UTM', 'the no-break space and the quotes # x'),
-                ('web, Sun UTM', 'web and, in a line of its own, {}Sun UTM', ''),
-                ('web:3,"gone":2', 'web:3 and, in a line of its own, {}gone:2', 'the quotes'),
-                ('"web", "gone"  # x', 'web and, in a line of its own, {}gone',
-                 'the quotes and the quotes # x')):
+        plain = ' (in plain letters and blanks)'
+        for line, written in (
+                ('"web"', 'web'), ('c++  # x', 'c++'), ("'Sun UTM' ; the mail", 'Sun UTM'),
+                ('web  # the site, and more', 'web'), ('"web":3', 'web:3'),
+                ('web:3  # x', 'web:3'), ('"web:3"', 'web:3'), ('"w.*"', 'w.*'),
+                ('"tag:web"', 'tag:web'), ('tag:web # x', 'tag:web'),
+                ('Sun\xa0UTM', 'Sun UTM' + plain), ('Sun\tUTM', 'Sun UTM' + plain),
+                ('we\u200bb\xad', 'web' + plain), ('"Sun\xa0UTM" # x', 'Sun UTM' + plain),
+                ('web, Sun UTM', 'web and, in a line of its own, {}Sun UTM'),
+                ('web:3,"gone":2', 'web:3 and, in a line of its own, {}gone:2'),
+                ('"web", "gone"  # x', 'web and, in a line of its own, {}gone')):
             for method in ('vm-export=', 'vdi-export=', 'exclude='):
                 if method == 'exclude=' and ':3' in line:      # which keeps no number of backups
                     continue
                 with self.subTest(method + line):
                     plan = VmBackup.select(rules(method + line, 'vm-export=a,b'), pool, 4)
-                    self.assertIn('***%s - vm not found: %s (test.cfg line 1): write %s%s' % (
+                    self.assertIn('***%s - vm not found: %s (test.cfg line 1): write %s' % (
                         'WARNING' if method == 'exclude=' else 'ERROR', method + line,
-                        method + written.format(method), dropped and ', without ' + dropped),
-                                  plan.messages)
+                        method + written.format(method)), plan.messages)
                     self.assertEqual((['a,b'], []), (shown(plan, 'vm-export'), plan.errors))
                     self.assertEqual(method != 'exclude=', bool(plan.failures))
         for name in names:                             # what is written is tried first
@@ -240,10 +235,6 @@ class Verdicts(unittest.TestCase):
             plan = select(lines, 'db', 'web')
             self.assertEqual(([note + named] if named else [], []), (
                 [text for text in plan.messages if 'both' in text], plan.warnings))
-
-    def test_a_pattern_of_a_shell_is_told_of(self):
-        self.assertIn('***ERROR - invalid regex: exclude=*x (test.cfg line 1): any text is .*, not '
-                      '*', select(['exclude=*x', 'vm-export=web'], 'web').messages)
 
     def test_an_excluded_name_excludes_no_missing_tag_or_uuid(self):
         plan = select(['vm-export=uuid:' + UUIDS[0], 'vm-export=tag:devel', 'vm-export=web',

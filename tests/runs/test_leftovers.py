@@ -100,7 +100,7 @@ class DisksOfASnapshot(LeftoverCase):
         done = self.ends(1, 'vm-export=web')
         extra = set(self.contents()['VDI']) - set(self.before['VDI'])
         self.assertEqual(set(stubborn), extra)
-        self.assertRegex(done.output, 'may be left in the pool: .* failed: .*disk '
+        self.assertRegex(done.output, 'may be left in the pool: .* failed: .*still there: .*'
                          + self.sim.pool.tables['VDI'][stubborn[0]]['uuid'])
         self.sim.pool.drop_vdi = drop
         self.ends(0, 'vm-export=db')
@@ -146,7 +146,7 @@ class Records(LeftoverCase):
                 for _ in range(2):
                     done = self.ends(1, 'vdi-export=web', 'vdi-export=db')
                     for uuid in made:
-                        self.assertEqual(2, done.output.count('the disk snapshot ' + uuid))
+                        self.assertEqual(2, done.output.count('the snapshot ' + uuid))
                         for verb in 'vdi-param-list', 'vdi-destroy':
                             self.assertIn('xe %s uuid=%s' % (verb, uuid), done.output)
                     self.assertIn('vdi-export,end,SUCCESS db,elapse:0 size:0G', self.status())

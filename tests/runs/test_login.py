@@ -154,7 +154,7 @@ class PasswordFiles(LoginCase):
             self.assert_refused(self.create('x', name), words, name)
         self.assert_refused(self.vmbackup('x', 'create-password-file='),
                             'usage: VmBackup.py create-password-file <file>')
-        self.assert_refused(self.vmbackup('', 'create-password-file=p'), 'an empty password')
+        self.assert_refused(self.vmbackup('', 'create-password-file=p'), 'is empty')
         self.assert_refused(self.vmbackup('x', 'create-password-file=p', 'preview'),
                             'preview is a command and comes first: VmBackup.py preview ')
         self.assertEqual(before, sorted(os.listdir(self.directory)))

@@ -7,11 +7,12 @@ import os
 import re
 import signal
 import threading
+import time
 import unittest
 import unittest.mock
 
 import VmBackup
-from tests.tools.support import RUBBISH, SMALL, PoolCase, screen, shared_without_pool
+from tests.tools.support import RUBBISH, SMALL, PoolCase, parsed, screen, shared_without_pool
 
 NAMES = ('one', 'two', 'three', 'four')
 PREFIX = re.compile(r'\[([^]]*)\] ')
@@ -171,19 +172,9 @@ class Told(ParallelCase):
 
 class Order(ParallelCase):
     @staticmethod
-    def backup(name, srs=()):
-        backup = VmBackup.VmBackup(shared_without_pool('/nowhere'), VmBackup.Job(
+    def backup(name):
+        return VmBackup.VmBackup(shared_without_pool('/nowhere'), VmBackup.Job(
             'vm-export', VmBackup.Vm(name, name, name, {}), 1, name))
-        backup.srs = set(srs)
-        return backup
-
-    def test_an_sr_that_is_in_use_lets_another_vm_go_first(self):
-        waiting = [self.backup('a', 'x'), self.backup('b', 'xy'), self.backup('c', 'y')]
-        running = [self.backup('d', 'x')]
-        self.assertEqual('c', VmBackup.next_backup(waiting, running, 1).job.vm.name)
-        self.assertEqual('a', VmBackup.next_backup(waiting, running, 2).job.vm.name)
-        self.assertIsNone(VmBackup.next_backup(waiting[:2], running, 1))
-        self.assertEqual('a', VmBackup.next_backup(waiting, [], 1).job.vm.name)
 
     def test_a_run_begins_with_the_largest_disks(self):
         sizes = ('64 KiB',), ('512 KiB',), ('96 KiB', '96 KiB'), ('256 KiB',)
@@ -303,30 +294,36 @@ class Live(PoolCase):
 
     pool_description = SMALL
 
-    def test_a_line_for_each_vm_that_runs_below_the_log_and_nothing_in_the_end(self):
+    def terminal(self):
+        """A Console on a terminal, and a function that returns the lines there."""
         stream = Terminal()
         console = VmBackup.Console(stream)
-        console.begin('')
-        barrier = threading.Barrier(2)
+        console.terminal = True
+        return console, lambda: screen(stream.getvalue().decode())
+
+    def test_all_vms_that_run_are_in_one_line_below_the_log_and_nothing_in_the_end(self):
+        console, shown = self.terminal()
+        barriers = [threading.Barrier(3), threading.Barrier(3)]
 
         def work(name):
-            console.thread.begin, console.thread.turn = '[%s] ' % name, 'VM 1 of 2: '
-            console.show('exported 1 of ' + name)
-            barrier.wait()
+            console.thread.begin, console.thread.turn = '[%s] ' % name, 'VM %s of 2: ' % name
+            console.show('exported 1')
+            for barrier in barriers:
+                barrier.wait()
             console.log('done ' + name)
         threads = [threading.Thread(target=work, args=(name,)) for name in 'ab']
-        threads[0].start()
-        while barrier.n_waiting < 1:
-            pass
+        for thread in threads:
+            thread.start()
+        barriers[0].wait()
         console.log('main')
-        shown = screen(stream.getvalue().decode())
-        self.assertRegex(shown[0], ' - main$')
-        self.assertEqual(['VM 1 of 2: exported 1 of a', ''], shown[1:])
-        threads[1].start()
+        self.assertRegex(shown()[0], ' - main$')
+        self.assertEqual(['VM a of 2: exported 1', 'VM b of 2: exported 1'],
+                         sorted(re.findall('VM . of 2: exported 1', shown()[1])))
+        barriers[1].wait()
         for thread in threads:
             thread.join()
         console.end()
-        lines = screen(stream.getvalue().decode())
+        lines = shown()
         self.assertEqual(['', '[a] done a', '[b] done b', 'main'],
                          sorted(line.partition(' - ')[2] for line in lines))
 
@@ -334,54 +331,29 @@ class Live(PoolCase):
         self.assertEqual(('日本', '日本', 'ab日', 'ab'), tuple(
             VmBackup.cut(*words) for words in (('日本語', 5), ('日本語', 4), ('ab日', 4), ('ab日', 3))))
 
-    def test_no_more_lines_than_the_terminal_has(self):
-        for columns, rows in (80, 24), (20, 5):
-            stream = Terminal()
-            console = VmBackup.Console(stream)
-            console.begin('')
-            for number in range(100):
-                console.passing[number] = 'x' * 500, 0, lambda: 0
-            with unittest.mock.patch('shutil.get_terminal_size', return_value=(columns, rows)):
-                console.draw('')
-                shown = screen(stream.getvalue().decode())
-                console.end()
-            self.assertEqual(['x' * (columns - 1)] * (rows - 1) + [''], shown)
-            self.assertEqual({''}, set(screen(stream.getvalue().decode())))
-
-    def test_what_takes_long_is_shown_with_how_long_by_now(self):
-        stream = Terminal()
-        console = VmBackup.Console(stream)
-        console.begin('')
-        for turn, work, show, told in (
-                ('', console.log, 1, ''), ('', console.log, 3, '0:00:03 - web'),
-                ('VM 3 of 12: ', console.log, 3700, '1:01:40 - VM 3 of 12: web'),
-                ('VM 3 of 12: ', console.show, 0, 'VM 3 of 12: web'),
-                ('VM 3 of 12: ', console.show, 5, '0:00:05 - VM 3 of 12: web'),
-                ('', lambda _: console.show(''), 5, ''),
-                ('', lambda _: threading.Thread(target=console.log, args='x').start(), 5, '')):
-            console.thread.turn = turn
-            with unittest.mock.patch('VmBackup.stopwatch', lambda: lambda: show):
-                work('web')
-            console.draw('')
-            self.assertEqual(told, ''.join(line for line in screen(stream.getvalue().decode())
-                                           if line[:2] != '20'))
-        console.write('document')
-        console.draw('')
-        self.assertEqual('document', screen(stream.getvalue().decode())[-1])
+    def test_the_line_is_cut_at_the_terminals_width_each_vm_has_its_part_of_it(self):
+        for columns, threads, told in ((80, 1, 'x' * 79), (0, 1, 'x' * 79),
+                                       (20, 3, ' '.join(['xxxxx'] * 3)), (80, 200, '')):
+            console, shown = self.terminal()
+            console.passing = {number: 'x' * 500 for number in range(threads - 1)}
+            with unittest.mock.patch('shutil.get_terminal_size',
+                                     return_value=os.terminal_size((columns, 0))):
+                console.show('x' * 500)
+                self.assertEqual(told, shown()[-1].strip())
+                console.write('document')
+                console.show('nothing more')
+            self.assertEqual(['document'], shown())
 
     def test_beside_a_document_it_is_on_the_terminal_of_the_log_and_with_quiet_nowhere(self):
-        for quiet, told in (False, 'list'), (True, ''):
+        for words, told in ((['json'], 'x'), (['json', 'quiet'], '')):
             output, errors = io.BytesIO(), Terminal()
             console = VmBackup.Console(output, errors)
-            console.take_aside('list')
-            console.quiet = quiet
-            with unittest.mock.patch('VmBackup.QUIET', 0):
-                console.begin('list')
-            console.draw('')
-            self.assertEqual(told, screen(errors.getvalue().decode())[0])
+            VmBackup.heed(parsed('verify', 'f', *words), console)
+            console.show('x')
+            self.assertEqual([told], screen(errors.getvalue().decode()))
             console.write('{}')
-            self.assertEqual((b'{}', {''}),
-                             (output.getvalue(), set(screen(errors.getvalue().decode()))))
+            self.assertEqual((b'{}', ['']),
+                             (output.getvalue(), screen(errors.getvalue().decode())))
 
     def test_lines_of_many_threads_are_whole(self):
         reader, writer = os.pipe()
@@ -403,8 +375,8 @@ class Live(PoolCase):
 
     def test_exports_are_seen_on_a_terminal_and_leave_no_trace_there(self):
         self.ends(0, 'vm-export=.*')                           # their sizes are known then
-        seen = [r'VM 1 of 2: \d+ %, 0:00:\d\d left, exported .*B of .*B, \S+ \w+/s: \w+\.xva\s+'
-                r'VM 2 of 2: \d+ %, 0:00', r'0:00:0\d - VM . of 2: .*vm-uninstall']
+        seen = [r'VM . of 2: \d+ %, 0:00:\d\d left, exported .*B of .*B, \S+ \w+/s: \w+\.xva '
+                r'VM . of 2: \d+ %, 0:00', 'vm-uninstall']
         for signals in 0, 1, 2:
             with self.subTest(signals=signals):
                 self.fault('vm-export', 'slow', nth=3, times=2, rate=40000)
@@ -415,10 +387,11 @@ class Live(PoolCase):
 
                 def meanwhile(child, text):
                     if len(sent) < signals and re.search(seen[len(sent)], text):
+                        time.sleep(0.5)                # else both are one
                         sent.append(child.send_signal(signal.SIGTERM))
                 status, text = self.on_terminal(
                     'password', self.config('vm-export=.*', parallel=2, stall_timeout=0.04),
-                    meanwhile=meanwhile)
+                    columns=200, meanwhile=meanwhile)
                 self.assertEqual(143 if signals else 0, status, text)
                 self.assertRegex(text, seen[0])
                 self.assertEqual({''}, {line for line in screen(text) if line[:2] != '20'},
@@ -442,7 +415,7 @@ class Live(PoolCase):
                 meter.seconds, meter.logged = lambda now=seconds: now, seconds
                 meter.size = lambda now=done: now
                 meter.check()
-        return console.passing[threading.get_ident()][0]
+        return console.passing[threading.get_ident()]
 
     def test_what_is_told(self):
         for done, share, expected, seconds, told in (

@@ -98,7 +98,8 @@ class Nights(QuietCase):
             'ERROR|WARNING|FAILED|VMs: ', line)])
 
     def test_a_bug_and_a_signal_are_told_in_full(self):
-        self.prelude = 'import VmBackup\nVmBackup.write_metadata = VmBackup.show_settings = None\n'
+        self.prelude = ('import VmBackup\n'
+                        'VmBackup.write_metadata = VmBackup.program_problems = None\n')
         self.printed([*TRACE, 'ERROR a bug in VmBackup.py, please report it: .*', END % (0, 0, 1)],
                      2, 'password', self.config('vm-export=db'))
         self.prelude = ''

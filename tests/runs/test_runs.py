@@ -79,7 +79,7 @@ class ANight(RunCase):
         path = os.path.dirname(df) + os.pathsep + os.environ['PATH']
         done = self.assert_ends(0, self.vmbackup('password', self.config('vm-export=db'),
                                                  PATH=path))
-        self.assertEqual(2, done.lines.count('NOTE df failed: df: stale'))
+        self.assertEqual(2, done.lines.count('df: stale'))
 
 
 class Rotation(RunCase):

@@ -285,14 +285,6 @@ class Restarts(StallCase):
                 self.assertEqual(1, done.output.count(': trying web again'))
                 self.assert_clean()
 
-    def test_an_export_of_which_something_was_written_is_not_tried_again(self):
-        xe = self.xe_whose('vdi-export', 'head -c 4096 /dev/zero >"$1"; echo "%s" >&2; exit 1' %
-                           NOBODY_THERE)
-        done = self.assert_ends(2, self.vmbackup('password', self.config('vdi-export=web'),
-                                                 VMBACKUP_XE=xe))
-        self.assertNotIn(' again', done.output)
-        self.assertIn('vdi-export,end,VDI-EXPORT-FAIL web', self.status())
-
     def test_a_vm_that_waited_for_its_snapshot_is_looked_at_again(self):
         self.script = self.changed_script(STALE=-1)
         self.ends(0, 'vdi-export=web')

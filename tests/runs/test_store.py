@@ -404,7 +404,7 @@ class Deletion(StoreCase):
         self.assertNotIn('**unsuccessful** backup ' + failed, done.output)
         self.assertIn('1 kept, 0 deleted', self.command(
             0, 'prune', self.config('vm-export=web', max_backups=1)).output)
-        listed = json.loads(self.command(0, 'list', self.backups, 'format=json').output)
+        listed = json.loads(self.command(0, 'list', self.backups, 'json').output)
         self.assertEqual({(path, 'remains', None, len(PERSONS) + 8) for path in left}, {
             (each['path'], each['outcome'], each['method'], each['size'])
             for vm in listed['vms'] for each in vm['backups'] if each['outcome'] != 'good'})
@@ -424,7 +424,7 @@ class Deletion(StoreCase):
         self.made('#recycle', DAY % 1)                 # a VM may be called so
         for place in ('@eaDir', '$RECYCLE.BIN', 'db/@eaDir', 'db/#recycle'):
             os.makedirs(os.path.join(self.backups, place, 'x'))
-        listed = json.loads(self.command(0, 'list', self.backups, 'format=json').output)
+        listed = json.loads(self.command(0, 'list', self.backups, 'json').output)
         self.assertEqual([('#recycle', 1), ('db', 1)],
                          [(vm['name'], len(vm['backups'])) for vm in listed['vms']])
         self.assertEqual([], listed['foreign'])
