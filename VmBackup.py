@@ -2694,15 +2694,11 @@ def new_file(path: str) -> Iterator[Any]:
             yield stream
             stream.flush()
             os.fsync(stream)
-            with place(path) as (name, directory):
-                try:
-                    os.link(basename(temporary), name, src_dir_fd=directory, dst_dir_fd=directory)
-                except OSError as error:
-                    if error.errno not in (EPERM, ENOTSUP, EMLINK) or is_there(path):
-                        raise
-                    os.rename(basename(temporary), name, src_dir_fd=directory,
-                              dst_dir_fd=directory)    # it has no links: FAT, some shares
-                force(directory)
+            with place(path) as (name, directory), allowing(EPERM, ENOTSUP, EMLINK):
+                os.link(basename(temporary), name, src_dir_fd=directory, dst_dir_fd=directory)
+            if not is_there(path):     # it has no links: FAT, some shares
+                rename(temporary, basename(path))
+            sync_directory(dirname(path))
         finally:
             remove(temporary)
 
@@ -4355,7 +4351,8 @@ class Reader:
         begin = b'' if plain else pread(handle, 4, 0)
         compression = next(each for each in COMPRESSIONS.values() if begin.startswith(each.magic))
         self.stream = io.FileIO(handle, closefd=False)         # type: Any
-        if compression.programs:
+        self.packed = bool(compression.programs)
+        if self.packed:
             self.stream = Filter(packing_command(compression, undo=True), handle)
 
     def more(self, view: memoryview) -> int:
@@ -4583,7 +4580,7 @@ class ArchiveReader(Reader):
         """Read a chunk into the buffer, its checksum, whose blocks are returned, and a header; if
         `passing` the data is not looked at and, where the file is not compressed, not read."""
         end = rounded_up(size)
-        if not passing or self.compression.programs:
+        if self.packed or not passing:
             self.check_padding(self.fill(self.view[:end])[size:])
         else:
             self.at = self.stream.seek(end, io.SEEK_CUR)
@@ -7510,7 +7507,7 @@ def image_size(chosen: Chosen, reader: Reader) -> int:
     if chosen.form == '.vhd':
         return reader.read_head()[0]
     told = chosen.backup.disk_size(basename(chosen.path))
-    if not (told or reader.compression.programs):
+    if not (told or reader.packed):
         told = size_of(chosen.path)
     return told or sum(map(len, reader.pieces()))
 
@@ -7924,7 +7921,7 @@ def tell_partitions(path: str) -> None:
 def allocated(chosen: Chosen) -> Size:
     """Return the bytes that a disk takes in a sparse file, None where only reading all tells."""
     with opened(chosen.path, chosen.form) as reader:
-        if reader.compression.programs:
+        if reader.packed:
             return None
         if chosen.form == '.xva':
             return sum(len(data) for _, data in reader.disk(chosen.disk.id, True))

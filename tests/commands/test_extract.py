@@ -178,7 +178,7 @@ class Words(MadeCase, ExtractCase):
                 (('web', 'to=' + there), there + ': is there already'),
                 (('web', 'to=' + self.out('cut')), 'cut.partial: exists'),
                 (('web', 'to=' + self.at('missing', 'x')), 'No such file or directory'),
-                (('nobody', 'to=' + self.out('x')), 'no backup of a VM called nobody'),
+                (('nobody', 'to=' + self.out('x')), 'no such backup or file, or VM in '),
                 ((), 'usage: VmBackup.py extract')):
             with self.subTest(words):
                 words += ('from=' + config,)

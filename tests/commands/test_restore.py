@@ -212,7 +212,7 @@ class RoundTrips(RestoreCase):
     def test_a_packed_raw_image_is_filled_up_with_zeros_to_the_size_of_the_disk(self):
         path = self.put_file('disk.raw.gz', gzip.compress(b'x' * 3000))
         self.assertEqual(b'x' * 3000 + bytes((4 << 20) - 3000),
-                         b''.join(VmBackup.image_pieces(path, '.raw', 3000, 4 << 20)))
+                         b''.join(VmBackup.disk_pieces(path, '.raw', 3000, 4 << 20, '')))
 
 
 class OddNames(RestoreCase):
@@ -302,7 +302,7 @@ class Choosing(RestoreCase):
                               ('sr=elsewhere',
                                'no single SR is elsewhere (choose one, sr=UUID): Local storage ('),
                               ('name=web', 'a VM called web is there'),
-                               ('attach=web', 'attach= does not apply to /'),
+                              ('attach=web', 'attach= does not apply to /'),
                               ('from=/nowhere', 'no such file or directory: /nowhere')):
             with self.subTest(option=option):
                 self.refused(words, self.restore('web', option))
@@ -436,7 +436,7 @@ class Places(RestoreCase):
     def test_attach_wants_a_halted_or_running_vm(self):
         shutil.rmtree(self.newest('web'))              # an image is the newest then
         self.xe('vm-start', 'uuid=' + self.uuid_of('web'))
-        self.xe('vm-suspend', 'uuid=' + self.uuid_of('web'))
+        self.sim.pool.call('VM.suspend', self.sim.pool.ref_of('VM', self.uuid_of('web')))
         self.refused('attach=web is not one VM that is halted or runs (choose it by its uuid): %s '
                      '(Suspended' % self.uuid_of('web'), self.restore('web', 'attach=web'))
         self.refused('attach=nobody is not one VM that is halted or runs (choose it by its uuid): '
@@ -741,7 +741,7 @@ class Namesakes(RestoreCase):
         image = self.dated('web')[0]
         first, second = [vm['uuid'] for vm in self.sim.pool.tables['VM'].values()
                          if vm['name_label'] == 'twin']
-        self.refused('attach=twin is not one VM that is halted (choose it by its uuid): %s '
+        self.refused('attach=twin is not one VM that is halted or runs (choose it by its uuid): %s '
                      '(Halted), %s (Running, on b)' % (first, second),
                      self.restore(image, 'attach=twin'))
         self.ok(self.restore(image, 'attach=' + first))

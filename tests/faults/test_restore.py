@@ -77,7 +77,8 @@ class RestoreFaults(MatrixCase):
         self.undisturbed()
         self.notes = [self.as_restored('gone(-restored-[-0-9]+)?', 'gone', True),
                       self.as_restored('db 0-restored-[-0-9]+', 'db', False)]
-        self.notes.append(Restored('gone 1-restored-[-0-9]+', {'0': self.notes[0].disks['1']}, None))
+        self.notes.append(Restored('gone 1-restored-[-0-9]+', {'0': self.notes[0].disks['1']},
+                                   None))
         pool = self.sim.pool
         ref = pool.ref_of('VM', self.uuid_of('gone'))
         pool.call('VM.hard_shutdown', ref)
@@ -428,7 +429,8 @@ class Refused(RestoreFaults):
 # The same with the restore of a disk that is attached, with a compressed archive, with a test of
 # both.
 globals().update(variants(
-    Ended, EndedOfDisk=dict(words=OF_DISK), EndedOfLook=dict(words=OF_LOOK), EndedInTest=dict(words=OF_TEST),
+    Ended, EndedOfDisk=dict(words=OF_DISK), EndedOfLook=dict(words=OF_LOOK),
+    EndedInTest=dict(words=OF_TEST),
     EndedOfCompressed=dict(keys={'compress': 'True'}, ways=('SIGKILL of it and xe',))))
 globals().update(variants(
     AtFileOperations, AtFileOperationsOfDisk=dict(words=OF_DISK),

@@ -238,8 +238,8 @@ class Bombs(PoolCase):
                 VmBackup.read_form('.raw', reader, 65536)
             self.assertLess(reader.at, 8 << 20)
         fed = 0
-        with self.assertRaisesRegex(VmBackup.Damaged, 'bytes or more, not 65536'):
-            for piece in VmBackup.image_pieces(path, '.raw', 65536, 65536):
+        with self.assertRaisesRegex(VmBackup.Damaged, 'goes on after byte'):
+            for piece in VmBackup.disk_pieces(path, '.raw', 65536, 65536, ''):
                 fed += len(piece)
         self.assertLessEqual(fed, 65536)
 

@@ -56,8 +56,8 @@ KEYS = {thing: words.split() for thing, words in {
     'host': 'name address',
     'SR': 'name type size shared host content isos',
     'VM': 'name uuid description power_state template tags other_config blocked_operations'
-          ' ha_restart_priority memory vcpus host firmware domain_type vtpm usb disks cd networks ran snapshots'
-          ' count',
+          ' ha_restart_priority memory vcpus host firmware domain_type vtpm usb disks cd networks'
+          ' ran snapshots count',
     'disk': 'size name description sr fill seed device bootable mode owner on_boot sharable',
 }.items()}
 ONE_OF = {'power_state': ('Halted', 'Running', 'Paused', 'Suspended'), 'firmware': ('bios', 'uefi'),

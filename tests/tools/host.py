@@ -649,7 +649,8 @@ def scenarios(restarts):
                        ('vm-export', ('one', 'many'), 'parallel=2')),
               Scenario('single disks', HostTest.single_disks, ('none',)),
               Scenario('single disks zstd', HostTest.single_disks, ('zstd',), ('zstd',)),
-              Scenario('a look', HostTest.look), Scenario('commands', HostTest.looked_at), Scenario('rotation', HostTest.rotated)]
+              Scenario('a look', HostTest.look), Scenario('commands', HostTest.looked_at),
+              Scenario('rotation', HostTest.rotated)]
     for act in ['SIGKILL', 'SIGTERM'] + ['restart'] * restarts:
         for method, steps in STEPS.items():
             for work, verbs in zip((HostTest.interfered, HostTest.interfered_restore), steps):
