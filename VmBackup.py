@@ -231,7 +231,6 @@ Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by th
 Records = Dict[str, Record]    # objects of xapi by reference
 Texts = Sequence[str]
 Strings = Dict[str, str]       # texts by texts
-Options = Strings              # of a command, all that it has; '' for those not given
 Pair = Tuple[str, str]
 DiskId = Pair                  # uuid and device
 DiskIds = Sequence[DiskId]
@@ -241,7 +240,6 @@ Warned = List[str]             # warnings, to which more may be added
 Size = Optional[int]           # bytes, None where nothing tells it
 Time = Optional[str]           # as iso() writes it, the same
 Context = Iterator[None]       # of a context manager
-Progress = Callable[[], Dict[str, float]]      # shares of what tasks have to do
 
 # Codes of ours, beside xapi's: a command did not end in time; a transfer did not move; xapi was not
 # there, so that nothing was begun; it was not, or ended meanwhile; a disk is somebody else's.
@@ -386,11 +384,6 @@ def compression_of(name: str) -> Compression:
 def plain_name(name: str) -> str:
     """Return a file's name without the ending of its compression."""
     return name[:len(name) - len(compression_of(name).ending)]
-
-
-def is_packed(name: str) -> bool:
-    """Tell whether a file is compressed, by its name."""
-    return compression_of(name).ending != ''
 
 # ----------------------------------------------------------------------------------------------
 # 3. Console: log lines, progress, text and byte forms, the only clock
@@ -595,13 +588,6 @@ class Console:
                 if loud or not self.quiet or LOUD.match(text):
                     self.draw(line + '\n')
 
-    def take_aside(self, command: str) -> None:
-        """Write the log to standard error from now on; standard output gets a document."""
-        self.stream = self.errors
-        self.document = dict(
-            schema=1, version=VERSION, command=command, host=this_host(), when=iso(now()),
-            exit_status=0, error='', errors=[], warnings=[], notes=[])
-
     def tell(self, **more: Any) -> bool:
         """Take something into the document; return whether there is to be one."""
         if self.document:
@@ -644,11 +630,6 @@ class Console:
         self.end()
         with self.lock:
             self.put(self.output, text)
-
-    def write_document(self) -> None:
-        """Print the document, in which paths are the same in every locale."""
-        text = portable(json.dumps(self.document, ensure_ascii=False))
-        self.write(as_json(json.loads(text)))
 
     def emit(self, data: Any) -> None:
         """Write bytes of a stream on standard output. Raise CommandFailed if nobody takes them."""
@@ -703,9 +684,6 @@ class Rule(NamedTuple):
         return f'{self.method}={self.text}'
 
 
-Rules = Sequence[Rule]
-
-
 def parse_rule(method: str, text: str, where: str) -> Rule:
     """Divide NAME:N at the last colon where digits follow; the N of tag:N and uuid:N is none."""
     kind, word, keep = 'name', text, None
@@ -745,7 +723,7 @@ class CommandLine(NamedTuple):
     command: str = ''
     password: str = ''         # 3.25's first word, it or the name of its file; '' for local
     words: Texts = ()          # what it is about: a config file, a directory, a VM
-    options: Options = {}
+    options: Strings = {}      # all that the command has; '' for those not given
     keys: Strings = {}         # of the config file, in whose place they stand
     only: Texts = ()           # vm-selectors: of what the config selects only these
     doubt: str = ''            # what to tell where the login fails
@@ -799,11 +777,6 @@ def address(text: str) -> str:
     return fitting(text, f'{part}(@{part})?', 'name@host')
 
 
-def addresses(text: str) -> Texts:
-    """Return mail addresses that are separated by commas."""
-    return tuple(address(part.strip()) for part in text.split(',') if part.strip())
-
-
 class Key(NamedTuple):
     """A key of the config file, or an option of a command."""
     name: str
@@ -840,7 +813,8 @@ CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
                     absolute),
     compress=lambda word: {'true': 'gzip', 'false': 'none'}.get(word, word),   # as 3.25
     pre_clean=lambda word: word == 'true', honour_nobak=lambda word: word == 'yes',
-    backup_dir_pattern=directory_pattern, vdi_disks=devices, mail_to=addresses,
+    backup_dir_pattern=directory_pattern, vdi_disks=devices,
+    mail_to=lambda text: tuple(address(part.strip()) for part in text.split(',') if part.strip()),
     min_free=lambda text: fitting(text, '[0-9]{1,6}[KMGT]|[0-9]{1,2}%', '10% or 500M, 50G, 2T'),
     mail_from=address, mail_smtp_server=lambda text: text or 'localhost',
     mail_helo=lambda text: fitting(text, r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]',     # or address
@@ -851,8 +825,10 @@ OF_ALL_VMS = dict(pool_db_backup=('0', 'default'), report_file=('', 'default')) 
 INVENTORY = '/etc/xensource-inventory'
 # Types of file systems of one host.
 LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()
-POOL_VERIFIES = '/var/xapi/verify-certificates'    # is there where hosts check each other's
-POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'     # those that they show each other
+# Is there if this host checks the certificates of its pool's hosts, which it may be told not to,
+# and these (xapi: xapi.ml, init_tls_verification; certificates.ml).
+POOL_VERIFIES = '/var/xapi/verify-certificates'
+POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'
 Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of a run
 
 
@@ -860,7 +836,7 @@ class Config(NamedTuple):
     """What a config file says, with everything that is wrong in it."""
     path: str                  # of the file; '' for the defaults of the script's first page
     settings: Settings
-    rules: Rules
+    rules: Sequence[Rule]
     given: Dict[str, Pair]     # text and place of each key
     unexpected: Texts          # lines that cannot be understood: nothing can be done
     errors: Strings            # of keys whose values cannot be used: a preview can still go on
@@ -882,8 +858,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
         if name.startswith(('#', ';')) or not (name or equals):
             continue
         if not equals:
-            hint = ', a section: there are none here, delete the line' if name[0] == '[' else ''
-            unexpected.append(f'***ERROR not a key=value line: {name} ({place}){hint}')
+            unexpected.append(f'***ERROR not a key=value line: {name} ({place})')
         elif name in METHODS:
             rules.append(parse_rule(name, text, place))
         elif name in given:
@@ -915,17 +890,13 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                 errors[name] = f'ERROR: config {name} {error} -> {text} ({place}){key.hint()}'
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
-    report = values['report_file']
     rules += [selector(text)._replace(method='vm', text=text) for text in line.only]
-    password_file = line.options.get('password_file') or line.password
-    files = {'the config': path, 'the password file': native(password_file),
-             'status_log': values['status_log'], 'hook': values['hook'],
-             'mail_smtp_password_file': values['mail_smtp_password_file']}
-    for name, file in files.items():
-        if report and file and abspath(file) == report:        # a current directory may be gone
-            values['report_file'] = ''
-            errors['report_file'] = 'ERROR: config report_file would replace {} -> {} ({})'.format(
-                name, *given['report_file'])
+    files = [path, native(line.options.get('password_file') or line.password)] + [
+        values[name] for name in ('status_log', 'hook', 'mail_smtp_password_file')]
+    if values['report_file'] and values['report_file'] in map(abspath, filter(None, files)):
+        values['report_file'] = ''
+        errors['report_file'] = ('ERROR: config report_file would replace another file of this run '
+                                 '-> {} ({})'.format(*given['report_file']))
     return Config(path, Settings(**values), tuple(rules), given, tuple(unexpected), errors,
                   tuple(notes))
 
@@ -956,16 +927,12 @@ def config_of(line: CommandLine) -> Config:
     """Read the config of a run, or have the defaults with vm-selectors. Raise VmBackupError."""
     rules = []                 # type: List[Rule]
     for word in line.words:
-        is_directory = isdir(native(word))
-        if names_file(word) and not is_directory:
+        if names_file(word) and ('/' in word or not isdir(native(word))):
             if len(line.words) == 1:
                 return read_config(line)
             # One of the other words may be a password.
             raise UsageError(f'a config file stands alone: {word} (vm=SELECTOR chooses some of its '
                              'VMs; a password goes into a file, password-file=FILE)')
-        if '/' in word and is_directory:
-            raise UsageError(f'a directory, not a config file: {word} (see VmBackup.py help '
-                             'backup)')
         rules.append(selector(word))
     for rule in rules:
         if search(r'/|\.\w{1,4}$', rule.text):
@@ -1115,12 +1082,6 @@ def installation_uuid() -> str:
     return ''
 
 
-def pool_certificates() -> Optional[str]:
-    """Return the file with the certificates of this pool's hosts if this host checks these, which
-    it may be told not to (xapi: xapi.ml, init_tls_verification; certificates.ml), else None."""
-    return POOL_CERTIFICATES if exists(POOL_VERIFIES) else None
-
-
 # ----------------------------------------------------------------------------------------------
 # 5. Selection: which VMs, how, keeping how many
 # ----------------------------------------------------------------------------------------------
@@ -1190,7 +1151,7 @@ def chooses(rule: Rule, vm: Vm) -> bool:
 class Plan:
     """What a run will do, as its rules say one by one, and then `select`. Preview prints it, a run
     executes it. VMs are known by their references."""
-    def __init__(self, rules: Rules = (), vms: Vms = (), former: Strings = {},
+    def __init__(self, rules: Sequence[Rule] = (), vms: Vms = (), former: Strings = {},
                  saved: bool = False) -> None:
         self.rules = rules
         self.vms = vms
@@ -1291,6 +1252,7 @@ class Plan:
         if number and (number.lastindex == 2 or any(
                 matches(number.group(1), vm.name) for vm in self.vms)):
             self.invalid.append(rule)
+            self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text}{line}')
             return
         if self.only and not self.is_concerned('vm', rule):
             return
@@ -1325,7 +1287,7 @@ class DiskChoice(NamedTuple):
         return ''
 
 
-def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
+def select(rules: Sequence[Rule], vms: Vms, max_backups: int, honour_nobak: bool = False,
            former: Strings = {}, saved: bool = False) -> Plan:
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
     plan = Plan(rules, vms, former, saved)
@@ -1363,8 +1325,6 @@ def select(rules: Rules, vms: Vms, max_backups: int, honour_nobak: bool = False,
         plan.remark('NOTE', f'both vm-export and vdi-export (this counts): {abbreviate(both)}')
     if plan.broken:
         plan.errors.append('ERROR regex errors found (see above) ')
-    plan.errors += [f'ERROR: vm_max_backup is invalid - {rule.text} ({rule.where})'
-                    for rule in plan.invalid]
     for rule in plan.only:
         if not any(chooses(rule, job.vm) for job in plan.jobs):
             plan.errors.append(f'ERROR {rule} is none of the VMs that are selected')
@@ -1528,7 +1488,7 @@ class Watchdog:
     logged = 0.0               # seconds until its last line in the log
 
     def __init__(self, limit: float, size: Callable, verb: str, path: str,
-                 expected: int = 0, progress: Progress = dict) -> None:
+                 expected: int = 0, progress: Callable = dict) -> None:
         self.limit = limit         # seconds
         self.every = min(SHOW_EVERY if Console.current.terminal else LOOK_EVERY, limit / 4)
         self.size = size           # bytes so far
@@ -2053,7 +2013,7 @@ class Pool:
             raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
         self.shown = sub('//.*@', '//', url)        # without a password
         options = {'timeout': XAPI_TIMEOUT, 'user_agent': 'VmBackup/' + VERSION}
-        bundle = pool_certificates()
+        bundle = POOL_CERTIFICATES if names_file(POOL_VERIFIES) else None
         try:
             if url.startswith('unix:/'):
                 self.session = XenAPI.xapi_local(native(url[len('unix:'):]), **options)
@@ -4146,7 +4106,7 @@ def open_config(line: CommandLine) -> Opened:
     config = read_config(line)
     refuse_unexpected(config)
     for text in config.errors.values():
-        raise ConfigError(text.partition(': ')[2])
+        raise ConfigError(text)
     return Opened('config', config.path, config, Store(config.settings))
 
 
@@ -4220,13 +4180,13 @@ def xxh64_function() -> Optional[Callable]:
 
 @contextmanager
 def damaged_if_malformed() -> Context:
-    """Read an ova.xml within this; raise Damaged for what is missing or not as it should be."""
+    """Read XML within this; raise Damaged for what is missing or not as it should be."""
     import xmlrpc.client
     try:
         yield
     except (ValueError, TypeError, AttributeError, LookupError, ExpatError,
             xmlrpc.client.Error) as error:
-        raise Damaged(f'it does not describe a VM as xapi does: {error}')
+        raise Damaged(f'it is not as xapi writes it: {error}')
 
 
 def parse_xml(pieces: Pieces, root: str, unpacker: Any = None) -> None:
@@ -4651,11 +4611,9 @@ def read_form(form: str, reader: Any, size: Size) -> Proof:
         if form == '.raw' and size is None:
             return reader.proof('length')
     else:
-        try:
+        with damaged_if_malformed():
             parse_xml(map(bytes, iter(reader.read_on, b'')),
                       'database' if form == '.dump' else 'value')
-        except (ExpatError, ValueError, LookupError) as error:
-            raise Damaged(f'it is no well-formed XML: {error}')
     return reader.proof('structure')
 
 
@@ -4883,7 +4841,7 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
             size = snapshot.size
             if form == '.vhd':
                 size = rounded_up(size, VHD_BLOCK)
-            if is_packed(path):
+            if compression_of(path).ending:
                 values['unpack'] = f'{compression_of(path).unpack} {shell_word(path)}\n'
                 path = plain_name(path)
                 values['clean'] = f'rm {shell_word(path)}\n'
@@ -5570,7 +5528,7 @@ class Importer(Operator):
         with self.store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
             settled = f'the next backup or restore with backup_dir {self.store.root} settles that'
             if not record.path:
-                settled = f'look there for {marked_name(record.mark)}'
+                settled = f'look there for {marked_name(record.mark)}, in names and other-config'
                 log(f'***NOTE - cannot write in {self.store.root}: if this is killed, what it made '
                     f'is left in the pool ({settled})')
             try:
@@ -5721,7 +5679,7 @@ class Importer(Operator):
                    for vdi in self.pool.where('VDI', 'uuid', [uuid]).values())
         if made < max(size, 1):
             raise CommandFailed(f'xe vdi-create made no disk of {size} bytes')
-        if form == '.vhd' and not is_packed(path):
+        if form == '.vhd' and not compression_of(path).ending:
             # xapi reads it itself, as it takes none without a length, and leaves out zeros
             # (recorded from xapi 25.6.0 to 26.17.0). One percent may take as long as at 1 MB/s.
             others = self.pool.progress('VDI import')
@@ -6572,9 +6530,9 @@ class VmBackup(Turn):
             if not owner.rotates(backup):
                 whose, option = owner.other(backup), 'pool=' + backup.manifest.pool
                 if backup.manifest.pool in ('', owner.pool):
-                    uuid = backup.manifest.uuid
-                    option = 'vm=uuid:' + uuid
-                    whose += f', now called {self.pool.names.get(uuid, "nothing in this pool")}'
+                    option = 'vm=uuid:' + backup.manifest.uuid
+                    now_called = self.pool.names.get(backup.manifest.uuid)
+                    whose += f', now called {now_called}' if now_called else ''
                 self.shared.others['in {}, {} (to let them go: prune {} {} preview)'.format(
                     self.history.directory, whose,
                     shell_word(self.shared.config.path or 'CONFIG'), option)] += 1
@@ -6624,9 +6582,8 @@ class BackupRun(Shared):
         log(*config.notes,
             *[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages],
             'VmBackup.py running with these settings:')
-        shown = self.settings._asdict()
+        shown = {name: getattr(self.settings, name) for name in ALWAYS_SHOWN}
         shown['compress'] = {'none': 'False', 'gzip': 'True', 'zstd': 'zstd'}[shown['compress']]
-        shown = {name: shown[name] for name in ALWAYS_SHOWN}
         for name, (text, place) in config.given.items():
             if place != 'default':
                 shown.setdefault(name, text)
@@ -6652,18 +6609,17 @@ class BackupRun(Shared):
             log('ERROR in configuration settings...')
         return errors
 
-    def look_at_disks(self, plan: Plan) -> Texts:
-        """Remark on the disks of a plan's VMs; return those that are left out. Raise PoolError."""
+    def look_at_disks(self, plan: Plan) -> None:
+        """Remark on the disks of a plan's VMs. Raise PoolError."""
         vms = []               # type: List[Record]
-        left_out = []          # type: List[str]
         for job in plan.jobs:
             vm = job.vm
             exporter = self.exporter(job.method, [])
             exporter.choose(vm)
             vms.append(dict(name=vm.name, uuid=vm.uuid, method=job.method, keep=job.keep,
                             **disks_told(exporter)))
-            left_out += [f'  left out: {job.shown}/{LEFT_OUT.format(disk)}'
-                         for disk in exporter.left_out]
+            for disk in exporter.left_out:
+                plan.remark('NOTE', f'left out: {job.shown}/{LEFT_OUT.format(disk)}')
             if '~' + vm.uuid[:8] in job.shown:
                 plan.remark('NOTE', f'one of several VMs of its name, {job.shown}: '
                                     f'{job.method}=uuid:{self.pool.vm_words(vm)}')
@@ -6676,7 +6632,6 @@ class BackupRun(Shared):
             for level, text in exporter.remarks():
                 plan.remark(level, f'{job.shown}: {text}')
         Console.current.tell(vms=vms)
-        return left_out
 
     def preview(self, line: CommandLine) -> int:
         """Print what a run would do; return the exit status. Raise VmBackupError."""
@@ -6689,12 +6644,11 @@ class BackupRun(Shared):
                 vms=[], excluded=plan.excluded, not_covered=plan.uncovered,
                 failures=[dict(name=each.name, method=each.method, error=each.error)
                           for each in plan.failures])
-            left_out = () if plan.errors else self.look_at_disks(plan)
+            if not plan.errors:
+                self.look_at_disks(plan)
         if self.check(plan):
             return ERROR.status
         log('Checking all VMs for duplicate names ...')
-        if left_out:
-            log(f'  left out disks (cnt)= {len(left_out)}', *left_out)
         if plan.uncovered and self.config.path:
             log(f'  not covered by any line (cnt)= {len(plan.uncovered)}',
                 '  not covered by any line: ' + ', '.join(sorted(plan.uncovered)))
@@ -6964,7 +6918,7 @@ class VerifyCommand(NamedTuple):
         """Verify backups of the VMs that a config chooses of all there are; return the choice."""
         plan = select_histories(histories_in(target), target.config)
         for text in () if dumps_too else plan.errors:
-            raise UsageError(text.partition(' ')[2])
+            raise UsageError(text)
         log(*plan.messages, *plan.errors)
         first = 0 if self.every else -1
         for number, job in enumerate(plan.jobs, 1):
@@ -7223,7 +7177,7 @@ class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
     kept = deleted = freed = 0
 
-    def __init__(self, target: Opened, options: Options) -> None:
+    def __init__(self, target: Opened, options: Strings) -> None:
         self.errors = Errors()
         self.store = target.store
         self.settings = target.config.settings
@@ -7326,7 +7280,7 @@ def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
         wanted = [job.vm.saved for job in plan.jobs]
     for text in plan.errors:
         if not any(uuid in text.lower() for uuid in pruning.vms):
-            raise UsageError(text.partition(' ')[2])
+            raise UsageError(text)
     for failure in plan.failures:
         log(f'***NOTE - no backups of {failure.name}')
     found = [(job, job.vm.saved, job.vm.saved in wanted) for job in chosen
@@ -7559,7 +7513,7 @@ def parts(found: List[Chosen], options: Options) -> List[Chosen]:
 
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
-    def __init__(self, pool: Pool, sources: Sources, options: Options) -> None:
+    def __init__(self, pool: Pool, sources: Sources, options: Strings) -> None:
         super().__init__(pool, sources.store, Warnings(),
                          sources.config.settings.stall_timeout * 60)
         self.options = defaultdict(str, options)   # a test has not all of them
@@ -7749,7 +7703,7 @@ def run_restore(line: CommandLine) -> int:
     else:
         plan = sources.select(sources.config)
         for text in plan.errors:
-            raise UsageError(text.partition(' ')[2])
+            raise UsageError(text)
         if line.options['name'] and len(plan.jobs) > 1:
             raise UsageError(f'{len(plan.jobs)} VMs cannot all get one name (leave out name=)')
     failed = Errors(plan.failures)
@@ -8620,7 +8574,6 @@ SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to
               'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
 FORMER_COMMANDS = ('restore', 'test-restore', 'create-password-file')    # of 5.0: PASSWORD NAME=...
 SWITCH = 'yes, no, true, false'  # what a flag may have behind a =
-DOCUMENTS = ('list', 'status', 'verify', 'preview')    # commands that can print JSON
 KEY = {key.name: key for key in KEYS}
 
 
@@ -8677,23 +8630,6 @@ def read_commands() -> Dict[str, Command]:
 COMMANDS = read_commands()
 
 
-def help_text(topic: str) -> str:
-    """Return the text of the commands help and example, or of the help of another one."""
-    if topic == 'help':
-        commands = '\n'.join(f'  {name:22s}{command.help.splitlines()[0]}'
-                             for name, command in COMMANDS.items())
-        return MAIN_HELP.format(version=VERSION, commands=commands)
-    if topic == 'example':
-        return EXAMPLES
-    if topic == 'version':
-        return f'VmBackup.py {VERSION}\n'
-    command = COMMANDS[topic]
-    text = f'Usage: VmBackup.py {command.usage()}\n\n{command.help}\n'
-    if 'Exit status' not in text:
-        text += '\n' + MAIN_HELP.splitlines()[-1] + '\n'
-    return text
-
-
 def value_text(name: str, config: Config) -> str:
     """Return what a config file says for a key's value, wherever it is read. Raise ConfigError."""
     value, place = config.given[name]
@@ -8707,9 +8643,10 @@ def value_text(name: str, config: Config) -> str:
     raise ConfigError(f'no config file can hold this: {name}={value} ({place})')
 
 
-def config_text(config: Config) -> str:
-    """Return a config file that says the same, or one to begin with."""
-    text = CONFIG_HEAD
+def run_config(line: CommandLine) -> int:
+    """Print a config file that says the same, or one to begin with; return the exit status. Raise
+    ConfigError."""
+    config, text = open_config(line).config, CONFIG_HEAD
     for key in KEYS:
         meaning = sub('^ +', '# ', key.meaning, flags=MULTILINE)
         name, default = key.name, key.default or 'empty'
@@ -8719,21 +8656,26 @@ def config_text(config: Config) -> str:
             name = name if name in SHOWN_KEYS else '#' + name
         text += f'\n{meaning}# (default: {default}{key.hint()})\n{name}={value}\n'
     rules = ''.join(f'{rule.method}={rule.text}\n' for rule in config.rules)
-    return text + CONFIG_RULES + (rules if config.path else SAMPLE_RULES)
-
-
-def run_config(line: CommandLine) -> int:
-    """The command `config`; return the exit status. Raise ConfigError."""
-    Console.current.write(config_text(open_config(line).config))
+    Console.current.write(text + CONFIG_RULES + (rules if config.path else SAMPLE_RULES))
     return SUCCESS.status
 
 
 def run_help(line: CommandLine) -> int:
     """The commands `help` and `example`; return the exit status. Raise UsageError."""
     topic = line.word or line.command
-    if topic not in (*COMMANDS, 'version'):
-        raise UsageError(f'no command: {topic}{nearest(topic, COMMANDS)} (see VmBackup.py help)')
-    Console.current.write(help_text(topic))
+    commands = '\n'.join(f'  {name:22s}{command.help.splitlines()[0]}'
+                         for name, command in COMMANDS.items())
+    texts = dict(help=MAIN_HELP.format(version=VERSION, commands=commands), example=EXAMPLES,
+                 version=f'VmBackup.py {VERSION}\n')
+    if topic not in texts:
+        if topic not in COMMANDS:
+            raise UsageError(f'no command: {topic}{nearest(topic, COMMANDS)} (see VmBackup.py '
+                             'help)')
+        text = f'Usage: VmBackup.py {COMMANDS[topic].usage()}\n\n{COMMANDS[topic].help}\n'
+        if 'Exit status' not in text:
+            text += '\n' + MAIN_HELP.splitlines()[-1] + '\n'
+        texts[topic] = text
+    Console.current.write(texts[topic])
     return SUCCESS.status
 
 
@@ -8834,13 +8776,11 @@ def parse_words(words: Texts) -> CommandLine:
 
 def plain_words(words: Texts) -> Texts:
     """Return a command line as it is, or one that asks for help in any way as `help` ..."""
-    alone = ''.join(words).lower().lstrip('-')
-    if len(words) == 1 and alone in ('h', 'help', 'example', 'config'):
-        return ['help' if alone == 'h' else alone]
+    if len(words) == 1 and words[0].lower() in ('help', 'example', 'config'):
+        return [words[0].lower()]
     before = words[:[*words, '--'].index('--')]
     commands = [word for word in before if word in COMMANDS][:1]
-    asked = {'-h', '--help'}.intersection(before)
-    if asked and (commands or words[0] not in asked):
+    if {'-h', '--help'}.intersection(map(str.lower, before)):
         return ['help', *commands]
     if words[:1] in (['--version'], ['version']):
         return ['help', 'version']
@@ -8864,11 +8804,13 @@ def tell_end(reason: str, console: Console) -> None:
 def heed(line: CommandLine, console: Console) -> None:
     """Have the console print as a command line asks for, whatever is wrong with it."""
     command = 'preview' if line.options.get('preview') else line.command
-    if command in ('config', 'status') or line.options.get('to') == '-':
-        # A file, a pipe; one line for a plug-in.
+    if line.options.get('json') and command != 'backup':
+        console.document = dict(
+            schema=1, version=VERSION, command=command, host=this_host(), when=iso(now()),
+            exit_status=0, error='', errors=[], warnings=[], notes=[])
+    data = command in ('config', 'status') or line.options.get('to') == '-'
+    if console.document or data:                       # which a program reads
         console.stream = console.errors
-    if line.options.get('json') and command in DOCUMENTS:
-        console.take_aside(command)
     console.quiet = line.options.get('quiet') == 'yes'
     console.terminal = console.stream and console.stream.isatty() and not console.quiet
 
@@ -8876,7 +8818,7 @@ def heed(line: CommandLine, console: Console) -> None:
 def perform(words: Texts, program: str, console: Console) -> int:
     """Do what a command line asks for, or tell why it cannot be done; return the exit status."""
     Console.current, signals = console, Signals.current
-    line, reason, signals.ended = CommandLine(), '', False
+    line, reason = CommandLine(), ''
     try:
         words = plain_words(words)
         if len(words) < 2 and ''.join(words) not in COMMANDS:
@@ -8901,8 +8843,9 @@ def perform(words: Texts, program: str, console: Console) -> int:
             console.write(plugin_line('UNKNOWN', reason))
         else:
             tell_end('ERROR ' + reason, console)
-    if console.tell(error=reason, exit_status=status):
-        console.write_document()
+    if console.tell(error=reason, exit_status=status):     # paths the same in every locale
+        text = portable(json.dumps(console.document, ensure_ascii=False))
+        console.write(as_json(json.loads(text)))
     if console.lost not in (0, EPIPE) and (console.document or line.command in ('config', 'list')):
         console.stream, status = console.errors, max(status, ERROR.status)
         tell_end(f'ERROR what was printed is not whole: {os.strerror(console.lost)}', console)

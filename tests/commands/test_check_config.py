@@ -87,7 +87,6 @@ class WhatIsWrong(CheckCase):
     def test_what_is_said_of_the_lines_of_a_config(self):
         log, none = self.at('log'), '***NOTE - keep_last=0 and no other keep_ key: the newest ' \
             'good backup of a VM is kept all the same'
-        replaced = 'ERROR: config report_file would replace {} (own.cfg line 3)'
         for status, lines, said in (
                 (0, ('vm-export=db', 'exclude=[ab].*'), []),
                 (2, ('vm-export=db', 'rubbish', 'bogus=secret'), [
@@ -102,7 +101,8 @@ class WhatIsWrong(CheckCase):
                     'line %d' % both for both in ((3, 1), (4, 3))]),
                 (2, ('vm-export=db', 'status_log=' + log,
                      'report_file={}/./log'.format(self.directory)), [
-                         replaced.format('status_log -> ./log')]),
+                         'ERROR: config report_file would replace another file of this run -> '
+                         './log (own.cfg line 3)']),
                 (0, ('vm-export=db', 'status_log=' + log, 'report_file=' + log + '.report'), []),
                 (0, ('vm-export=db', 'keep_last=0'), [none]),
                 (0, ('vm-export=db', 'keep_last=0', 'keep_weekly=1'), []),

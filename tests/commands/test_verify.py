@@ -128,7 +128,7 @@ class InARun(VerifyCase):
             found = [path for path in self.tree() if path.endswith(('.dump', '.partial'))]
             self.assertEqual(verify == 'no', bool(found), found)
             self.assertIs(verify == 'yes', any(line.startswith(
-                'ERROR pool database not backed up: it is no well-formed XML')
+                'ERROR pool database not backed up: it is not as xapi writes it')
                 for line in done.lines))
 
     def test_a_signal_during_verification_ends_the_run(self):
@@ -246,8 +246,8 @@ class TheCommand(MadeCase):
         plain = self.made('vm-export=web', verify='no')
         text, of_another = self.read_bytes(path, name), self.read_bytes(self.db, name)
         for place, content, words in (
-                (path, text[:-20], 'it is no well-formed XML'),
-                (path, b'', 'it is no well-formed XML'),
+                (path, text[:-20], 'it is not as xapi writes it'),
+                (path, b'', 'it is not as xapi writes it'),
                 (plain, of_another, 'it is of another VM'),
                 (path, text.replace(b'3145728', b'3145729'),
                  'intact, but not the file that was verified first')):
@@ -286,7 +286,7 @@ class TheCommand(MadeCase):
         os.mkdir(directory)
         for content, status, told in (
                 (b'<database/>\n', 0, 'good %s: ' % dump),
-                (b'<database/', 2, 'ERROR %s: it is no well-formed XML' % dump),
+                (b'<database/', 2, 'ERROR %s: it is not as xapi writes it' % dump),
                 (b'<html><h1>HTTP 500</h1></html>', 2,
                  'ERROR %s: its outermost element is html, not database' % dump)):
             self.put_file(dump, content)

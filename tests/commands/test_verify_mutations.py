@@ -457,7 +457,7 @@ class Messages(ArchiveCase):
 
     def test_of_ova_xml(self):
         text, head = self.members[0].data, self.heads[3]
-        odd = 'it does not describe a VM as xapi does: '
+        odd = 'it is not as xapi writes it: '
         chunk = ('DISK at 1048576 of {0}, byte %d: chunk Ref:9/00000001 of 70000 bytes for offset '
                  '1048576, where {1} were expected' % head)
         for old, new, words in (

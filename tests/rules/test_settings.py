@@ -172,9 +172,8 @@ class Lines(unittest.TestCase):
 
     def test_a_line_without_equals_sign_is_never_ignored(self):
         for ignore in ('', 'true'):
-            for line, hint in (('vm-export db', ''), ('max_backups: 3', ''), (
-                    '[x]', ', a section: there are none here, delete the line')):
-                self.assertEqual(('***ERROR not a key=value line: %s (f line 1)' % line + hint,),
+            for line in 'vm-export db', 'max_backups: 3', '[x]':
+                self.assertEqual(('***ERROR not a key=value line: %s (f line 1)' % line,),
                                  parsed(line, ignore_extra_keys=ignore).unexpected)
 
 

@@ -292,8 +292,8 @@ class Places(ReportCase):
                 path = self.program('precious', ':')
                 done = self.back_up('vm-export=db', report_file=path, **{key: path})
                 self.assertEqual(2, done.status, done.output)
-                self.assertIn('ERROR: config report_file would replace %s -> %s (' % (key, path),
-                              done.output)
+                self.assertIn('ERROR: config report_file would replace another file of this run '
+                              '-> %s (' % path, done.output)
                 self.assertTrue(self.read(path).startswith('#!/bin/sh\n'))
 
     def test_it_does_not_replace_the_file_of_the_password(self):
@@ -302,6 +302,6 @@ class Places(ReportCase):
         for word in (path, os.path.basename(path)):
             done = self.vmbackup(word, self.config('vm-export=db', report_file=path))
             self.assertEqual(2, done.status, done.output)
-            self.assertIn('ERROR: config report_file would replace the password file -> %s ('
-                          % path, done.output)
+            self.assertIn('ERROR: config report_file would replace another file of this run -> '
+                          '%s (' % path, done.output)
             self.assertEqual(b'cGFzc3dvcmQ=', self.read_bytes(path))
