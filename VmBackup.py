@@ -7501,7 +7501,7 @@ def disk_in_words(chosen: Chosen) -> str:
             f'{uuid or archived}, in {basename(chosen.path)}')
 
 
-def parts(found: List[Chosen], options: Options) -> List[Chosen]:
+def parts(found: List[Chosen], options: Strings) -> List[Chosen]:
     """Return what is to be restored of a backup, each by itself: what it has, or the disk that is
     meant. Raise UsageError, Damaged, OSError."""
     if options['disk']:
