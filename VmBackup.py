@@ -80,7 +80,7 @@ import unicodedata
 from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
-from errno import (EACCES, EAGAIN, EDQUOT, EEXIST, EFBIG, EINVAL, EIO, EISDIR, ELOOP, EMLINK,
+from errno import (EACCES, EAGAIN, EDQUOT, EFBIG, EINVAL, EIO, ELOOP, EMLINK,
                    ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS, ESTALE,
                    EXDEV)
 from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
@@ -2385,11 +2385,9 @@ LONGEST_PART = 247         # of a VM's directory, with room for .xva.zst behind 
 # was deleted while open (Linux: fs/nfs/unlink.c, fs/afs/dir_silly.c; libfuse: lib/fuse.c; macOS).
 DROPPED = re.compile(
     r'(^|/)(@eaDir|#recycle|\.@__[^/]*|\.@upload_cache|@Recycle|\.wdmc|\.recycle|'
-    r'\.DS_Store|\._[^/]*|\.Apple(Double|DB|Desktop)|\.apdisk|\.TemporaryItems|\.Trashes|'
-    r'\.fseventsd|\.Spotlight-V100|\.DocumentRevisions-V100|\.VolumeIcon\.icns|Temporary Items|'
-    r'Network Trash Folder|(eh)?thumbs(_vista)?\.db|desktop\.ini|\$RECYCLE\.BIN|'
-    r'System Volume Information|\.directory|\.Trash-[0-9]+|\.nfs[^/]*|\.__afs[^/]*|'
-    r'\.fuse_hidden[^/]*|\.smbdelete[^/]*)(/|\Z)', IGNORECASE)
+    r'\.DS_Store|\._[^/]*|\.Apple(Double|DB|Desktop)|Temporary Items|Network Trash Folder|'
+    r'(eh)?thumbs(_vista)?\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|\.directory|'
+    r'\.Trash-[0-9]+|\.(nfs|__afs|fuse_hidden|smbdelete)[^/]*)(/|\Z)', IGNORECASE)
 OURS = re.compile(             # what we, or 3.25, write into a dated directory beside the images
     r'((success(_compress|_restore|_compressing)?|(backup|snapshot)\.json)(\.[0-9a-f]+\.new)?|'
     r'vm-metadata\.xml|vm\.(cfg|json)|RESTORE\.txt|DISK-[^/.]*/(v[bd][di]\.cfg)?|'
@@ -2424,7 +2422,7 @@ def twin_part(name: str, uuid: str) -> str:
 def folded(name: str) -> str:
     """Return a name without what some shares take for no difference: case (SMB, NTFS, APFS), how
     letters are composed (APFS, HFS+, ZFS), dots and blanks at the end (Windows servers)."""
-    text = unicodedata.normalize('NFD', encoded(name).decode('utf-8', 'replace'))
+    text = encoded(name).decode('utf-8', 'replace')
     return unicodedata.normalize('NFD', text.casefold()).rstrip('. ')
 
 
@@ -2582,23 +2580,21 @@ def is_dropped(path: str) -> bool:
 
 def sift(path: str, is_ours: Callable, part: str = '') -> Sifted:
     """Yield what is in a directory; 'ours' is told by the path from there. Archives and images come
-    first, what is dropped last, and what is in a directory of ours before it; one with something of
-    a person in it counts for nothing itself, and nobody looks into others. Raise OSError."""
+    first, what is in a directory of ours before it; one with something of a person in it counts for
+    nothing itself, and nobody looks into others. Raise OSError."""
     found = names_in(f'{path}/{part}'.rstrip('/'))
-    for name in sorted(found, key=lambda name: (
-            bool(DROPPED.search(name)), not name.endswith(IMAGES), name)):
+    for name in sorted(found, key=lambda name: (not name.endswith(IMAGES), name)):
         each = part + name
-        whose = 'ours'
+        inner = []             # type: List[Tuple[str, bool, str]]
+        whose = 'person'
         if is_dropped(f'{path}/{each}'):
             whose = 'dropped'
-        elif not is_ours(each + '/' if found[name] else each):
-            whose = 'person'
-        elif found[name]:
-            inner = list(sift(path, is_ours, each + '/'))
-            yield from inner
-            if 'person' in [owner for _, _, owner in inner]:
-                continue
-        yield each, found[name], whose
+        elif is_ours(each + '/' * found[name]):
+            whose = 'ours'
+            inner += sift(path, is_ours, each + '/') if found[name] else ()
+        yield from inner
+        if 'person' not in [owner for _, _, owner in inner]:
+            yield each, found[name], whose
 
 
 def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 1) -> int:
@@ -2606,17 +2602,16 @@ def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 
     file with more names (it may be anybody's), a pipe, a device: those are not even opened."""
     with place(path) as (name, directory):
         if flags & O_CREAT:
-            with suppress(FileExistsError):
+            try:
                 return os.open(name, flags | O_EXCL, mode, dir_fd=directory)
+            except FileExistsError:
+                if flags & O_EXCL:
+                    raise
         handle = os.open(name, O_PATH | O_NOFOLLOW, dir_fd=directory)
         try:
             status = fstat(handle)
-            if flags & O_EXCL:
-                raise OSError(EEXIST, 'exists')
             if S_ISLNK(status.st_mode):
                 raise OSError(ELOOP, 'is a symbolic link')
-            if S_ISDIR(status.st_mode):
-                raise OSError(EISDIR, 'is a directory')
             if not S_ISREG(status.st_mode):
                 raise OSError(EINVAL, 'is not a regular file')
             if status.st_nlink > names:
@@ -2780,14 +2775,11 @@ def size_of(path: str) -> int:
 
 
 def occupied(path: str) -> int:
-    """Return the bytes that a file takes on disk, where it may be sparse or compressed."""
-    found = status_of(path)
-    return min(found.st_size, found.st_blocks * 512)
-
-
-def unchanged_for(path: str) -> float:
-    """Return the seconds since a file or directory changed, by the share's clock. Raise OSError."""
-    return now().timestamp() - status_of(path).st_mtime
+    """Return the bytes that a file, if it is there, takes on disk, where it may be sparse."""
+    with suppress(FileNotFoundError):
+        found = status_of(path)
+        return min(found.st_size, found.st_blocks * 512)
+    return 0
 
 
 def written(path: str) -> int:
@@ -2828,7 +2820,6 @@ def write_whole(path: str, data: bytes) -> None:
     temporary = f'{path}.{random_digits()}{NEW}'       # others may write it now, too
     try:
         with naming(path), create(temporary) as stream:
-            os.fchmod(stream.fileno(), 0o600)          # whatever the umask
             stream.write(data)
             stream.flush()
             os.fsync(stream)
@@ -2867,20 +2858,10 @@ def refuse_mounts(path: str) -> None:
             raise TargetError(f'another file system is mounted at {point}')
 
 
-def dated(pattern: str) -> Any:
-    """Compile the expression of a strftime pattern of directory_pattern's kind."""
-    expression = re.escape(pattern)
-    for letter, digits in zip('YmdHMS', '422222'):
-        expression = expression.replace(re.escape('%' + letter), f'(?P<{letter}>[0-9]{{{digits}}})')
-    return re.compile(expression + r'\Z', IGNORECASE)      # as a share may list it
-
-
-def new_paths(directory: str, pattern: str, when: datetime) -> Iterator[str]:
-    """Yield paths that a pattern makes of a time and the seconds after it, as one may be taken."""
-    for seconds in range(60):
-        yield join(directory, sub(     # on 3.6 strftime takes ASCII under LANG=C
-            '%[YmdHMS]', lambda found: (when + timedelta(seconds=seconds)).strftime(found.group()),
-            pattern))
+def dated(pattern: str, when: datetime) -> str:
+    """Return the name that a pattern of directory_pattern's kind makes of a time."""
+    # On 3.6 strftime takes ASCII under LANG=C.
+    return sub('%[YmdHMS]', lambda found: when.strftime(found.group()), pattern)
 
 
 def process(number: str = 'self') -> str:
@@ -2923,6 +2904,14 @@ def programs_with(word: str, variable: str = '') -> Iterator[int]:
                 yield int(number)
 
 
+REF = re.compile(r'OpaqueRef:[\w-]+\Z').match
+SOUND = {                  # by fields of records: what tells that a value can be what we wrote
+    'kind': ('VM', 'VDI').count, 'label': re.compile('RESTORE_|SNAP_').match, 'ref': REF,
+    'uuid': re.compile(f'({UUID})?\\Z').match, 'mark': re.compile('[0-9a-f]{32}\\Z').match,
+    'begun': seconds_of, **dict.fromkeys(['before', 'sources', 'disks'],
+                                         lambda refs: all(map(REF, refs)))}
+
+
 class Intent(NamedTuple):
     """A snapshot of ours, written down before it is made."""
     pool: str                  # uuid of the pool, as several may share a backup_dir
@@ -2945,17 +2934,6 @@ class Intent(NamedTuple):
     damaged = (f'{INTENT}, the record of a snapshot, is damaged (look for the snapshot, then '
                'delete the record)')
 
-    def is_sound(self) -> bool:
-        """Return whether what xapi is asked for can be what we wrote."""
-        return (self.kind in ('VM', 'VDI') and self.label.startswith(('RESTORE_', 'SNAP_')) and
-                match(f'({UUID})?\\Z', self.uuid) is not None and
-                all(match(r'OpaqueRef:[\w-]+\Z', ref)
-                    for ref in (self.ref, *self.before, *self.sources, *self.disks)))
-
-    def name_of(self, source: str) -> str:
-        """Return the name that a source had when the snapshot was meant to be made."""
-        return dict(zip(self.sources, self.names)).get(source, '')
-
 
 class Restoring(NamedTuple):
     """A restore, written down before it makes anything in the pool."""
@@ -2968,13 +2946,10 @@ class Restoring(NamedTuple):
     path: str = ''             # of the record; '' where none could be written
     handle: int = -1           # of it while it is locked
     complete: bool = False     # nothing is to be removed any more
+    noted: bool = False        # see Intent
 
     damaged = (f'the record of a restore is damaged (look for a VM with {MARK} in its '
                'other-config, then delete the record)')
-
-    def is_sound(self) -> bool:
-        """Return whether what is looked for in the pool can be what we wrote."""
-        return match('[0-9a-f]{32}\\Z', self.mark) is not None
 
 
 class Look(NamedTuple):
@@ -3012,32 +2987,30 @@ class LastRun(NamedTuple):
 
     damaged = 'the record of a run in backup_dir is damaged (delete .run-*.json there)'
 
-    def is_sound(self) -> bool:
-        """Return whether it can be what we wrote; raise ValueError if it has no time."""
-        return bool(seconds_of(self.begun))
-
 
 def parse_record(kind: Any, data: bytes) -> Any:
     """Return the record of such a kind that a file holds; raise TargetError if it holds none."""
     with suppress(ValueError, TypeError):
         told = parse_json(data.partition(b'\ncomplete')[0])    # see mark_complete
         record = kind(**{name: told[name] for name in kind._fields if name in told})
-        if all(map(isinstance, record, kind.__annotations__.values())) and record.is_sound():
+        if all(map(isinstance, record, kind.__annotations__.values())) and all(
+                SOUND[name](getattr(record, name)) for name in kind._fields if name in SOUND):
             return record
     raise TargetError(kind.damaged)
 
 
-def noted(kind: Any, path: str) -> Any:
-    """Return the record that this host has noted for that path on the share, None without one."""
+def read_record(kind: Any, path: str, data: bytes) -> Any:
+    """Return what this host has noted of a record on the share or else what that holds; raise
+    TargetError if it holds none."""
     with suppress(OSError, TargetError):
-        return parse_record(kind, load(note_of(path)))
-    return None
+        return parse_record(kind, load(note_of(path)))._replace(noted=True)
+    return parse_record(kind, data)._replace(noted=False)
 
 
-def is_in_work(record: Any, elsewhere: Callable = lambda: True) -> bool:
+def is_in_work(record: Any, elsewhere: Callable = lambda record: True) -> bool:
     """Return whether a record's process may go on; `elsewhere` tells that of another host's."""
     if record.host != this_host():
-        return elsewhere()
+        return elsewhere(record)
     run = record.process
     return (run != process() and match(r'[0-9]+ [0-9]+\Z', run) is not None and
             process(run.split()[0]) == run)
@@ -3112,13 +3085,10 @@ def finding(found: Record) -> Record:
     """Return what a manifest tells of a verification or a test restore, {} where there was none."""
     if not found:
         return {}
-    fault, proved, seconds = map(found.get, ('fault', 'proved', 'seconds'))
-    if fault is not None:
-        fault = value_in(found, 'fault') or 'unknown'
-    return {'when': as_time(found.get('when')), 'fault': fault,
-            'proved': proved if proved in list(PROVED) else None,
-            'sr': value_in(found, 'sr') or None,
-            'seconds': seconds if isinstance(seconds, int) else None}
+    proved = value_in(found, 'proved')
+    return {'when': as_time(found.get('when')), 'fault': value_in(found, 'fault') or None,
+            'proved': proved if proved in PROVED else None,
+            'sr': value_in(found, 'sr') or None, 'seconds': value_in(found, 'seconds', 0) or None}
 
 
 class Manifest(NamedTuple):
@@ -3200,7 +3170,7 @@ def manifest_of(document: Record) -> Manifest:
 
 def document_in(directory: str) -> Record:
     """Return all that a backup's manifest tells, {} for none or a damaged one. Raise OSError."""
-    with allowing(ENOENT, EINVAL, EISDIR), suppress(ValueError):
+    with allowing(ENOENT, EINVAL), suppress(ValueError):
         document = parse_json(load(f'{directory}/{MANIFEST}'))
         if isinstance(document, dict):
             return document
@@ -3237,19 +3207,19 @@ class Backup(NamedTuple):
         return ''
 
     def with_devices(self) -> Manifest:
-        """Return its manifest, with what its files tell: 3.25 wrote none, 5.0.0 not all disks, but
+        """Return its manifest, with what its files tell: 3.25 wrote none, 5.0.0 no other disks, but
         vm.cfg, and a DISK-xvda for each disk of the VM. Raise OSError."""
         manifest = self.manifest
         devices = [name[5:] for name, is_directory in sorted(names_in(self.path).items())
                    if is_directory and name.upper().startswith('DISK-')]
         if not manifest.known:
             whole = any('.xva' in name for name in self.archives())
-            manifest = manifest._replace(
+            manifest = Manifest(
                 name=self.told('vm.cfg', 'name_label'), uuid=self.told('vm.cfg', 'orig_uuid'),
                 disks=[{'device': device} for device in devices if whole or device == 'xvda'])
-        known = [disk.get('device') for disk in manifest.disks + manifest.left_out]
-        return manifest._replace(left_out=manifest.left_out + [
-            {'device': device} for device in devices if device not in known])
+        held = [disk.get('device') for disk in manifest.disks]
+        return manifest._replace(left_out=[
+            {'device': device} for device in devices if device not in held])
 
     def archives(self) -> Texts:
         """Return the names of its archives and images: those in the manifest, packed by now or not;
@@ -3261,12 +3231,10 @@ class Backup(NamedTuple):
             gone = [plain_name(name) for name in known if name not in map(folded, found)]
             return [name for name in found
                     if folded(name) in known or plain_name(folded(name)) in gone]
-        for base in basename(dirname(self.path)), path_part(self.told('vm.cfg', 'name_label')):
-            stem = f'({re.escape(folded(base))}|disk-([xhs]v?d[a-z]+|[0-9]+))\\Z'
-            named = [name for name in found if match(stem, folded(splitext(plain_name(name))[0]))]
-            if named:
-                return named
-        return found if self.has_marker() else []
+        bases = basename(dirname(self.path)), path_part(self.told('vm.cfg', 'name_label'))
+        stem = '({}|{}|disk-([xhs]v?d[a-z]+|[0-9]+))\\Z'.format(*map(re.escape, map(folded, bases)))
+        named = [name for name in found if match(stem, folded(splitext(plain_name(name))[0]))]
+        return named or (found if self.has_marker() else [])
 
     def check_archives(self) -> Texts:
         """Return `archives`; raise Damaged if one in the manifest is missing, or all."""
@@ -3299,22 +3267,17 @@ class Backup(NamedTuple):
 
     def occupied(self) -> int:
         """Return the bytes that its files take on disk. Raise OSError."""
-        total = 0
-        for name in self.files():
-            with suppress(FileNotFoundError):              # a record has got its name meanwhile
-                total += occupied(self.file(name))
-        return total
+        return sum(occupied(self.file(name)) for name in self.files())
 
     def unchanged_for(self) -> float:
-        """Return the seconds since anything in it changed. Raise OSError."""
-        return min(unchanged_for(self.file(name)) for name in ['.', *names_in(self.path)])
+        """Return the seconds since anything in it changed, by the share's clock. Raise OSError."""
+        return now().timestamp() - max(
+            status_of(self.file(name)).st_mtime for name in ['.', *names_in(self.path)])
 
     def intent(self) -> Optional[Intent]:
         """Return the snapshot that may be in the pool: this host's note, or a record, or None."""
         with suppress(FileNotFoundError):
-            data = load(self.file(INTENT))
-            known = noted(Intent, self.file(INTENT))
-            return (known or parse_record(Intent, data))._replace(noted=known is not None)
+            return read_record(Intent, self.file(INTENT), load(self.file(INTENT)))
         return None
 
 
@@ -3338,9 +3301,8 @@ def read_backup(path: str, date: Optional[datetime]) -> Backup:
             if good or date:
                 if manifest.earlier is None:
                     manifest = seen.with_devices()
-                sizes = {name: size for name, size in manifest.files.items()
-                         if name.endswith(IMAGES)} or {
-                    name: status_of(seen.file(name)).st_size for name in seen.archives()}
+                sizes = {name: manifest.files.get(name) or size_of(seen.file(name))
+                         for name in manifest.images() or seen.archives()}
                 if not good and seen.owners() == {'person'}:
                     outcome = 'remains'
     except FileNotFoundError:
@@ -3365,8 +3327,9 @@ def disks_in_none(manifests: Iterable[Manifest], disks: DiskIds) -> str:
     return ', '.join(disk[1] for disk in disks if not has_disk(held, disk, disks))
 
 
-def of_pool(pool: str, backups: Backups) -> Backups:
-    """Return those of a pool or, where there are none, all."""
+def of_own_pool(backups: Backups) -> Backups:
+    """Return those of this host's pool or, where there are none, all."""
+    pool = own_pool()
     return [backup for backup in backups if pool and backup.manifest.pool in ('', pool)] or backups
 
 
@@ -3385,7 +3348,7 @@ class History:
 
     def __init__(self, directory: str, patterns: Texts) -> None:
         self.directory = directory
-        self.expressions = [dated(pattern) for pattern in patterns]
+        self.patterns = patterns
         self.listed = None     # type: Optional[List[str]]
         self.known = {}        # type: Dict[str, Backup]
         self.refused = ''      # why it was not looked into
@@ -3412,34 +3375,29 @@ class History:
 
     def date_of(self, name: str) -> Optional[datetime]:
         """Return the time that a directory's name stands for, None if it is not one of ours."""
-        for expression in self.expressions:
-            found = expression.match(name)
-            if found:
-                with suppress(ValueError):             # the 31st of February
-                    when = datetime(*map(int, found.group(*'YmdHMS')))
-                    if 1970 <= when.year < 9000:       # as seconds_of
-                        return when
+        for pattern in self.patterns:
+            with suppress(ValueError):
+                when = datetime.strptime(name, pattern)
+                # strptime takes less than two digits, too; a share may list it in another case.
+                if (1970 <= when.year < 9000           # as seconds_of
+                        and dated(pattern, when).lower() == name.lower()):
+                    return when
         return None
 
-    def read(self, renamed: bool = False) -> Iterator[Backup]:
-        """Read the dated directories, the newest by its name first, if `renamed` others, too."""
+    def backups(self, renamed: bool = False) -> Backups:
+        """Read the dated directories, if `renamed` others, too; return them, oldest first: by
+        numbers; 3.25's and failures by their time."""
         dates = {name: self.date_of(name) for name in self.names()}
-        names = sorted(filter(dates.get, dates), key=dates.__getitem__, reverse=True)
-        if renamed:
-            names += [name for name in dates if not (dates[name] or name.startswith('.'))]
-        if not names:                                  # perhaps as it cannot be opened
-            return
-        with suppress(FileNotFoundError), hold(self.directory):
+        names = [name for name in dates if dates[name] or renamed and not name.startswith('.')]
+        found = []             # type: List[Backup]
+        # Without any, perhaps it cannot be opened.
+        with suppress(FileNotFoundError), hold(self.directory) if names else ExitStack():
             for name in names:
                 with suppress(FileNotFoundError):
                     if name not in self.known:
                         self.known[name] = read_backup(f'{self.directory}/{name}', dates[name])
-                    yield self.known[name]
-
-    def backups(self, renamed: bool = False) -> Backups:
-        """Return what `read` does, oldest first: by numbers; 3.25's and failures by their time."""
-        found = sorted(self.read(renamed),
-                       key=lambda each: (each.manifest.number, each.when, each.path))
+                    found.append(self.known[name])
+        found.sort(key=lambda each: (each.manifest.number, each.when, each.path))
         numbered = [backup for backup in found if backup.manifest.number]
         others = found[:len(found) - len(numbered)]
         return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
@@ -3454,15 +3412,19 @@ class History:
 
     def everything(self) -> Backups:
         """Return all directories in it: backups, the newest first, then what is none."""
-        return sorted(self.backups(True)[::-1] + [
-                          Backup(path, 'being deleted') for path in self.half_deleted()],
+        half = [Backup(path, 'being deleted') for path in self.half_deleted()]
+        return sorted(self.backups(True)[::-1] + half,
                       key=lambda each: each.path if each.outcome in NO_BACKUP else '')
 
-    def judged(self, policy: Policy, owner: Manifest, disks: DiskIds, new: Optional[Aged] = None,
-               path: str = '') -> Judged:
+    def judged(self, policy: Policy, owner: Manifest, disks: DiskIds = (),
+               new: Optional[Aged] = None, path: str = '') -> Judged:
         """Return why each of the owner's backups is kept, also beside a new one at that path. Till
-        it has one, the last sound one and what is newer have to stay, and are left out."""
+        it has one, the last sound one and what is newer have to stay, and are left out. `disks`:
+        those of the VM, by default as its newest backup that tells of any has them."""
         older = [each for each in self.completed() if each.path != path and owner.rotates(each)]
+        for each in reversed(older):
+            if not (disks or owner.other(each)):
+                disks = each.manifest.of_the_vm
         aged = [Aged(datetime.fromtimestamp(backup.when), backup.outcome == 'good',
                      backup.manifest.holds, backup.protected) for backup in older]
         found = list(zip(older, reasons((aged + [new]) if new else aged, policy, disks)))
@@ -3474,49 +3436,37 @@ class History:
     def last_owner(self) -> Manifest:
         """Return whose they are by the newest backup that tells it, one of our pool if any is."""
         found = [backup for backup in self.completed()[::-1] if backup.manifest.uuid]
-        for backup in of_pool(own_pool(), found):
-            return backup.manifest
-        return Manifest()
-
-    def disks(self, owner: Manifest) -> DiskIds:
-        """Return uuid and device of each disk of a VM, by its newest backup that tells of any."""
-        for backup in reversed(self.completed()):
-            if backup.manifest.of_the_vm and not owner.other(backup):
-                return backup.manifest.of_the_vm
-        return []
+        return (*of_own_pool(found), Backup(''))[0].manifest
 
     def vm_name(self) -> str:
         """Return its VM's name: the newest manifest's, if the directory is called so, or that."""
         part = basename(self.directory)
-        for backup in self.read():
+        for backup in reversed(self.backups()):
             name = backup.manifest.name
             if name and folded(part) in map(folded, (
                     path_part(name), twin_part(name, backup.manifest.uuid))):
                 return name
-        return sub('%([0-9A-F]{2})', lambda found: chr(int(found.group(1), 16)),
-                   encoded(part).decode('utf-8', 'replace')).replace('\0', '')  # path_part
+        return encoded(part).decode('utf-8', 'replace')
 
     def owner(self) -> Vm:
-        """Return the VM that they are of, its uuid by the newest, also a failure, and its tags."""
+        """Return the VM that they are of, by the newest that tells it, of our pool if any is; its
+        tags by the newest completed one, or a newer one that has them."""
+        found = [backup for backup in reversed(self.backups(True)) if backup.manifest.uuid]
         uuid = ''
         record = {}            # type: Record
-        for pool in (own_pool(), ''):                  # if any is of this host's pool
-            for backup in () if uuid else self.read(True):
-                manifest = backup.manifest
-                if pool and manifest.pool not in ('', pool):
-                    continue
-                if uuid and manifest.uuid != uuid:
-                    break                              # it was another VM's before
-                uuid = manifest.uuid
-                if uuid and manifest.tags is not None:
-                    record = {'tags': manifest.tags}
-                if record or uuid and backup.outcome in COMPLETE:
-                    break
+        for backup in of_own_pool(found):
+            if uuid and backup.manifest.uuid != uuid:
+                break                                  # it was another VM's before
+            uuid = backup.manifest.uuid
+            if backup.manifest.tags is not None:
+                record = {'tags': backup.manifest.tags}
+            if record or backup.outcome in COMPLETE:
+                break
         return Vm(self.directory, uuid, self.vm_name(), record, self)
 
     def user_of(self, uuids: Texts) -> str:
         """Return which of some VMs uses it, by the newest record, or else a claim; '' for none."""
-        for backup in self.read():
+        for backup in reversed(self.backups()):
             if backup.manifest.uuid in uuids:
                 return backup.manifest.uuid
         return min((uuid for uuid in uuids if CLAIM + uuid in self.names()), default='')
@@ -3527,7 +3477,7 @@ class History:
         for backup in self.completed():
             for name in names if owner.rotates(backup) else ():
                 with suppress(OSError):
-                    sizes[name] = occupied(backup.file(name))
+                    sizes[name] = occupied(backup.file(name)) or sizes.get(name, 0)
         return sizes
 
     def with_intent(self) -> Backups:
@@ -3588,19 +3538,20 @@ def telling_trouble(path: str, place: str = 'path') -> Context:
 def refuse_missing(word: str, wanted: str = 'file or directory') -> None:
     """Raise UsageError for a path where none is; TargetError if its share is not mounted."""
     mount_of(abspath(native(word)), 'auto')
-    remark = '' if '/' in word or 'see' in wanted else ' (a VM is chosen with vm= behind one)'
-    raise UsageError(f'no such {wanted}: {word}{remark}')
+    raise UsageError(f'no such {wanted}: {word}')
 
 
 class Catalogue:
     """backup_dir: the directories of all VMs, and what else is in it."""
     root = ''
     mounted = ''               # the mount point that it lies in, once check() has looked
+    kind = 'config'            # what was given, or store (all VMs), history (one's), backup, file
 
-    def __init__(self, settings: Settings) -> None:
-        self.set_root(settings.backup_dir)
-        self.require_mount = settings.require_mount
-        self.patterns = [settings.backup_dir_pattern, DEFAULT_PATTERN]
+    def __init__(self, config: Config) -> None:
+        self.config = config       # of the config file, or else as the script's first page says
+        self.path = config.path    # of what was given
+        self.set_root(config.settings.backup_dir)
+        self.patterns = [config.settings.backup_dir_pattern, DEFAULT_PATTERN]
 
     def set_root(self, path: str) -> None:
         """Have a directory as backup_dir: below it, not in its own path, no link is followed."""
@@ -3611,7 +3562,7 @@ class Catalogue:
     def check(self, writing: bool = True) -> None:
         """Raise TargetError if backups cannot be read or, as far as can be seen, written here."""
         def look() -> None:
-            self.mounted = mount_of(self.root, self.require_mount, BACKUP_DIR)
+            self.mounted = mount_of(self.root, self.config.settings.require_mount, BACKUP_DIR)
             with telling_trouble(self.root, BACKUP_DIR), hold(self.root):
                 pass                                   # it is a directory that can be opened
             if writing and not os.access(self.root, os.W_OK | os.X_OK):
@@ -3619,7 +3570,10 @@ class Catalogue:
         bounded(f'backup_dir {self.root}', look)
 
     def stocked(self) -> Histories:
-        """Return `histories`; raise TargetError if there is neither a backup nor a dump at all."""
+        """Return `histories`, or the one that was given; raise TargetError if there is neither a
+        backup nor a dump at all."""
+        if self.kind == 'history':
+            return [self.history(self.path)]
         found = self.histories()
         if not any(history.holds_any() or f'/{DUMPS}' in history.directory.upper()
                    for history in found):
@@ -3634,7 +3588,7 @@ class Catalogue:
     def histories(self) -> Histories:
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         with telling_trouble(self.root, BACKUP_DIR):
-            found = [self.history(name) for name in names_in(self.root) if name[0] != '.']
+            found = [self.history(name) for name in sorted(names_in(self.root)) if name[0] != '.']
         return [history for history in found       # a VM may be called #recycle
                 if not DROPPED.search(basename(history.directory)) or history.holds_any()]
 
@@ -3667,38 +3621,36 @@ class Catalogue:
     def leftovers(self, histories: Histories, patience: float) -> Dict[str, Texts]:
         """Return paths of records that are damaged, or whose process has gone (on another host:
         after so many seconds), by what settles them. Lock nothing. Raise TargetError, OSError."""
-        paths = [backup.file(INTENT) for history in histories for backup in history.with_intent()]
+        records = [(Intent, backup.file(INTENT)) for history in histories
+                   for backup in history.with_intent()]    # type: List[Any]
+        records += [(Restoring, path) for path in self.restores().values()]
         left = defaultdict(list)       # type: Dict[str, List[str]]
-        for path in [*paths, *self.restores().values()]:
-            kind = Intent if path in paths else Restoring
-            try:
-                data = load(path)
-                if not data and kind is Restoring:     # it has made nothing yet
-                    continue
-                record = parse_record(kind, data)
-                if is_in_work(record, lambda: -seconds_ahead(record.since) <= patience):
-                    continue
-                where = f' in pool {record.pool}' if own_pool() not in ('', record.pool) else ''
-                remedy = f'the next run{where} settles that or says what to do'
+        for kind, path in records:
+            remedy = ''
+            try:               # it was settled, or is locked (CIFS then lets nobody else read it)
+                with suppress(FileNotFoundError, PermissionError):
+                    data = load(path)
+                    # A restore's has nothing in it before it makes something.
+                    if (data or kind is Intent) and not is_in_work(
+                            parse_record(kind, data),
+                            lambda record: -seconds_ahead(record.since) <= patience):
+                        remedy = 'the next run in its pool settles that or says what to do'
             except (OSError, TargetError, ValueError) as error:
-                # It was settled meanwhile, or is locked (CIFS then lets nobody else read it).
-                if isinstance(error, (FileNotFoundError, PermissionError)):
-                    continue
                 remedy = reason_of(error)
-            left[remedy].append(path)
+            if remedy:
+                left[remedy].append(path)
         return left
 
 
 def dumps_in(directory: str, ending: str = '') -> Texts:
     """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
     return sorted(join(directory, name) for name in names_in(directory)
-                  if match(rf'pool_db_[0-9]{{8}}-[0-9]{{6}}\.dump{re.escape(ending)}\Z', name))
+                  if match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump' + ending + r'\Z', name))
 
 
 def select_histories(histories: Histories, config: Config, keep: int = 1) -> Plan:
     """Choose of those with backups or failures' records; say what was not found."""
-    vms = [history.owner() for history in sorted(filter(History.holds_any, histories),
-                                                 key=lambda each: each.directory)]
+    vms = [history.owner() for history in histories if history.holds_any()]
     rules = config.rules
     if all(rule.method == 'vm' for rule in rules):
         rules = (selector(''), *rules)                 # of all
@@ -3826,13 +3778,12 @@ def mark_complete(record: Restoring) -> None:
 class Store(Catalogue):
     """backup_dir: where everything goes."""
     no_locking = None          # type: Optional[str]   # why the share cannot lock; '': it can
-    noted = False              # that was said
     threads = {}               # type: Dict[str, Lock]   # of ours, one after the other
 
-    def directory_of(self, vm: Vm, names: Strings, patience: float) -> History:
+    def directory_of(self, vm: Vm, names: Strings) -> History:
         """Return the directory of a VM: that of its name or, if another VM uses that whose name a
         share may take for the same, one of its own, which it keeps; `names`: of all VMs, by uuid.
-        Raise TargetError if this has another VM's backups, as of 5.0.0; BackupFailed, OSError."""
+        Raise BackupFailed, TargetError, OSError."""
         part = path_part(vm.name)
         history = self.history(part)
         own = self.history(twin_part(vm.name, vm.uuid))
@@ -3841,13 +3792,9 @@ class Store(Catalogue):
             return own
         if len(alike) < 2:
             return history
-        with self.locked(CLAIM, max(patience, CLAIM_PATIENCE)):
+        with self.locked(CLAIM, CLAIM_PATIENCE):
             if history.user_of(alike) not in ('', vm.uuid):
                 history = own
-                other = own.as_it_is().owner().uuid
-                if other:
-                    raise TargetError(f'{own.directory} has backups of another VM, {other} (rename '
-                                      'this directory)')
             make_directory(history.directory)
             make_directory(f'{history.directory}/{CLAIM}{vm.uuid}')
         return history
@@ -3856,7 +3803,9 @@ class Store(Catalogue):
         """Make a new dated directory, a few seconds later where that one exists."""
         make_directory(history.directory)
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
-        for path in new_paths(history.directory, self.patterns[0], when):
+        for seconds in range(60):                      # as one may be taken
+            name = dated(self.patterns[0], when + timedelta(seconds=seconds))
+            path = f'{history.directory}/{name}'
             if make_directory(path):
                 return NewBackup(path, manifest=Manifest(number=number))
         raise TargetError(f'cannot make a new directory below {history.directory}')
@@ -3883,13 +3832,10 @@ class Store(Catalogue):
 
     def try_writing(self) -> None:
         """Make an empty file and remove it again; raise TargetError if that is not possible."""
-        path = self.write_test()
-
-        def attempt() -> None:
-            create(path).close()
-            remove(path)
+        path, what = self.write_test(), f'backup_dir {self.root}'
         try:
-            bounded(f'backup_dir {self.root}', attempt)
+            bounded(what, write_whole, path, b'')
+            bounded(what, remove, path)
         except OSError as error:
             raise TargetError(f'cannot write in backup_dir {self.root}: {reason_of(error)}')
 
@@ -3903,16 +3849,15 @@ class Store(Catalogue):
         """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
         total, free = room_in(self.root)
         free += gain
-        wanted = {}
-        if least:
-            number = int(least[:-1])
-            wanted[f'min_free={least}'] = (total * number // 100 if least.endswith('%') else
-                                           number << 10 * ' KMGT'.index(least[-1]))
-        if last:
-            wanted[f'{human_size(last)} for a backup as large as the last'] = last
-        if total and free < max(wanted.values(), default=0):
+        number = int(least[:-1] or 0)
+        wanted = {
+            f'min_free={least}': (total * number // 100 if least.endswith('%') else
+                                  number << 10 * ' KMGT'.index(least[-1:])),
+            f'{human_size(last)} for a backup as large as the last': last}
+        if total and free < max(wanted.values()):
             raise BackupFailed('NO-SPACE', '{} free of {} in {}, needed: {}'.format(
-                human_size(free), human_size(total), self.root, ' and '.join(wanted)))
+                human_size(free), human_size(total), self.root,
+                ' and '.join(filter(wanted.get, wanted))))
 
     def lock_of(self, directory: str) -> str:
         """Return the path of the lock of a directory in backup_dir, or of a run."""
@@ -3936,10 +3881,6 @@ class Store(Catalogue):
                 check_signals()
                 Console.current.show('waiting for another run')
                 sleep(1)
-            if self.no_locking and not self.noted:
-                self.noted = True
-                log(f'***NOTE - backup_dir {self.root} cannot lock ({self.no_locking}): two runs '
-                    'at once would not notice each other')
             yield
 
     @contextmanager
@@ -3963,6 +3904,9 @@ class Store(Catalogue):
             with self.lockable(own, O_CREAT | O_EXCL) as another:
                 self.no_locking = str(self.try_locking(another) or '')
                 remove(own)
+            if self.no_locking:
+                log(f'***NOTE - backup_dir {self.root} cannot lock ({self.no_locking}): two runs '
+                    'at once would not notice each other')
         if not error or self.no_locking:
             return True
         if number not in (EAGAIN, EACCES):
@@ -4028,19 +3972,22 @@ class Store(Catalogue):
             yield record
 
     def dead_restore(self, path: str, data: bytes) -> Optional[Restoring]:
-        """Return this host's note of a restore or its record; None if it goes on or made none."""
-        known = noted(Restoring, path)
-        if not (known or data):                        # it was killed before it made anything
-            remove(path)
+        """Return the record of a restore; None if it goes on or has made nothing."""
+        try:
+            record = read_record(Restoring, path, data)
+        except TargetError:
+            if data:
+                raise
+            remove(path)                               # it was killed before it made anything
             return None
-        record = (known or parse_record(Restoring, data)._replace(
-            complete=b'\n' in data))._replace(path=path)
         if basename(path) != RESTORING.format(record.mark):
             raise TargetError(Restoring.damaged)       # it is the copy of another
-        if (known or self.no_locking) and is_in_work(
-                record, lambda: not known and unchanged_for(path) < LONGEST_SILENCE):
+        silence = now().timestamp() - status_of(path).st_mtime
+        if (record.noted or self.no_locking) and is_in_work(
+                record, lambda _: not record.noted and silence < LONGEST_SILENCE):
             return None                                # of an import, the pool will tell later
-        return record
+        return record._replace(path=path, complete=record.complete if record.noted else
+                               b'\n' in data)
 
 
 @contextmanager
@@ -4049,9 +3996,7 @@ def new_pool_dump(directory: str) -> Iterator[str]:
     PARTIAL, which a failure removes. Raise CommandFailed if it is missing or empty, OSError."""
     make_directory(directory)
     with hold(directory):
-        for path in new_paths(directory, 'pool_db_%Y%m%d-%H%M%S.dump', now()):
-            if not is_there(path):
-                break
+        path = join(directory, dated('pool_db_%Y%m%d-%H%M%S.dump', now()))
         partial = path + PARTIAL
         try:
             with blaming_room(partial):
@@ -4082,49 +4027,42 @@ def kind_of(path: str) -> str:
     return 'file' if exists(path) else ''
 
 
-def root_of(path: str) -> str:
-    """Return what counts as backup_dir for a path that a person gives, on its file system."""
-    if kind_of(path) == 'file':
-        path = dirname(path)
-    for _ in range({'history': 1, 'backup': 2}.get(kind_of(path), 0)):
+def root_of(path: str, kind: str) -> str:
+    """Return what counts as backup_dir for a path of that kind, on its file system."""
+    if kind == 'file':
+        return root_of(dirname(path), kind_of(dirname(path)))
+    for _ in range({'history': 1, 'backup': 2}.get(kind, 0)):
         if path not in mount_points() and dirname(path) != '/':
             path = dirname(path)
     return path
 
 
-class Opened(NamedTuple):
-    """What a command works on."""
-    kind: str                  # config, store (all VMs), history (one VM's), backup or file
-    path: str
-    config: Config             # of the config file, or else as the script's first page says
-    store: Store
-
-
-def open_config(line: CommandLine) -> Opened:
+def open_config(line: CommandLine) -> Store:
     """Open backup_dir of a config file, or of the script's first page. Raise ConfigError if
     anything is wrong there."""
     config = read_config(line)
     refuse_unexpected(config)
     for text in config.errors.values():
         raise ConfigError(text)
-    return Opened('config', config.path, config, Store(config.settings))
+    return Store(config)
 
 
-def open_target(line: CommandLine, is_archive: Callable = lambda path: False) -> Opened:
+def open_target(line: CommandLine, is_archive: Callable = lambda path: False) -> Store:
     """Open what a word stands for; any file is a config, but for what `is_archive` finds."""
     path = abspath(line.path)
     kind = kind_of(path)
     if not kind:
         refuse_missing(line.word)
     if kind == 'file' and not is_archive(path):
-        opened = open_config(line)
-        opened.store.check(False)
-        return opened
+        store = open_config(line)
+        store.check(False)
+        return store
     if kind == 'store':
         mount_of(path, 'auto')
-    opened = open_config(line._replace(words=()))
-    opened.store.set_root(root_of(path))
-    return opened._replace(kind=kind, path=path)
+    store = open_config(line._replace(words=()))
+    store.set_root(root_of(path, kind))
+    store.kind, store.path = kind, path
+    return store
 
 
 # ----------------------------------------------------------------------------------------------
@@ -5144,6 +5082,7 @@ class Remover(Operator):
         if intent.noted:
             self.pool.wait_for_snapshot(intent.kind, intent.ref)
         clear = True
+        names = dict(zip(intent.sources, intent.names))
         # Of a VM's that was only half made, the disks come first, and are not anybody's yet (xapi:
         # xapi_vm_clone.ml).
         for kind, refs in {intent.kind: (intent.ref,), 'VDI': intent.sources}.items():
@@ -5157,7 +5096,7 @@ class Remover(Operator):
                     else:
                         halves.append(found)
                 elif kind == 'VDI' and not (found.vbds or found.tags) and (
-                        found.when >= intent.since and found.label == intent.name_of(found.of)):
+                        found.when >= intent.since and found.label == names.get(found.of)):
                     # We may have meant to make it, and nobody has marked it: one request can make
                     # two where xapi ends meanwhile (recorded from 25.33.2 and 26.17.0).
                     clear = self.doubt(kind, found, backup)
@@ -5198,7 +5137,8 @@ class Remover(Operator):
             return found.template and likely == [found]
         likely = [each for each in new if each.of == found.of and not each.vbds
                   and intent.since <= each.when <= intent.until]
-        return likely == [found] and found.label == intent.name_of(found.of)
+        return likely == [found] and found.label == dict(
+            zip(intent.sources, intent.names)).get(found.of)
 
     def doubt(self, kind: str, found: Snapshot, backup: Backup) -> bool:
         """Warn of a snapshot that may be somebody else's; return False."""
@@ -6182,7 +6122,7 @@ class Shared(Run):
         super().__init__(config)
         settings = config.settings
         self.report_file = settings.report_file if config.asks_for('report_file') else ''
-        self.store = Store(settings)
+        self.store = Store(config)
         self.hook = '' if hook_problem(settings.hook) else settings.hook
         self.verifier = Verifier(settings.stall_timeout * 60)
         self.beginning = Lock()      # one after the other looks at the free space
@@ -6256,7 +6196,7 @@ class Shared(Run):
         elif intent:
             self.not_removed[backup.path] = intent.uuid
             remover = Remover(self.pool, warnings)
-            if self.store.no_locking and is_in_work(intent, lambda: (
+            if self.store.no_locking and is_in_work(intent, lambda _: (
                     backup.unchanged_for() < LONGEST_PAUSE or remover.is_in_use(intent))):
                 raise TargetError(f'its run on {intent.host} may still be running, and backup_dir '
                                   'cannot lock')
@@ -6292,7 +6232,7 @@ class VmBackup(Turn):
         Interrupted."""
         shared, vm, patience = self.shared, self.job.vm, self.settings.lock_wait * 60
         known = {'vm': vm.name, 'uuid': vm.uuid, 'method': self.job.method}
-        self.history = shared.store.directory_of(vm, self.pool.names, patience)
+        self.history = shared.store.directory_of(vm, self.pool.names)
         with shared.store.locked(self.history.directory, patience):
             try:
                 with failing_as('HOOK-FAIL'):
@@ -6504,7 +6444,7 @@ class VmBackup(Turn):
         """Return why each older backup is kept beside the new one (see History.judged)."""
         owner, told = self.owner(), manifest_of(self.manifest)
         return self.history.judged(
-            policy_of(self.settings, self.job), owner, told.of_the_vm or self.history.disks(owner),
+            policy_of(self.settings, self.job), owner, told.of_the_vm,
             Aged(self.began, disks=told.holds if path else ()), path)
 
     def prune(self, judged: Judged) -> None:
@@ -6599,7 +6539,7 @@ class BackupRun(Shared):
             log(f'***WARNING - the config {config.path}: {wrong}')
         with tolerating(problems, 'ERROR'):
             self.store.check()
-            if self.store.require_mount == 'auto' and self.store.mounted == '/':
+            if self.settings.require_mount == 'auto' and self.store.mounted == '/':
                 log(f'***NOTE - backup_dir {self.store.root} is on the root file system of this '
                     'host')
         problems += program_problems(self.settings)
@@ -6914,9 +6854,9 @@ class VerifyCommand(NamedTuple):
     every: bool                # all backups of a VM; else the newest
     results: List[Record]      # as --json prints them
 
-    def verify_vms(self, target: Opened, dumps_too: bool) -> Plan:
+    def verify_vms(self, target: Store, dumps_too: bool) -> Plan:
         """Verify backups of the VMs that a config chooses of all there are; return the choice."""
-        plan = select_histories(histories_in(target), target.config)
+        plan = select_histories(target.stocked(), target.config)
         for text in () if dumps_too else plan.errors:
             raise UsageError(text)
         log(*plan.messages, *plan.errors)
@@ -6934,9 +6874,9 @@ class VerifyCommand(NamedTuple):
                     self.verify_backup(backup.path, vm.name)
         Console.current.thread.turn = ''
         if target.kind != 'history' and dumps_too:
-            for name, is_directory in sorted(names_in(target.store.root).items()):
+            for name, is_directory in sorted(names_in(target.root).items()):
                 if is_directory and name.upper().startswith(DUMPS):
-                    for path in dumps_in(f'{target.store.root}/{name}')[first:]:
+                    for path in dumps_in(f'{target.root}/{name}')[first:]:
                         self.verify_file(path)
         return plan
 
@@ -7001,13 +6941,6 @@ class VerifyCommand(NamedTuple):
         self.results.append({
             'path': path, 'vm': vm, 'result': token, 'text': text, 'proved': proved or None})
         log(f'{word} {path}: {text}')
-
-
-def histories_in(target: Opened) -> Histories:
-    """Return the directories that may be a VM's: all, or the one. Raise TargetError, OSError."""
-    if target.kind == 'history':
-        return [target.store.history(target.path)]
-    return target.store.stocked()
 
 
 def run_verify(line: CommandLine) -> int:
@@ -7152,15 +7085,15 @@ def run_list(line: CommandLine) -> int:
     target = open_target(line)
     if target.kind == 'backup' or target.kind == 'history' and line.only:
         raise UsageError(f'vm= does not apply to a single VM or backup: {line.word}')
-    histories = histories_in(target)
+    histories = target.stocked()
     plan = select_histories(histories, target.config)
     vms = [document_of(job.vm.name, job.vm.saved) for job in plan.jobs]
-    vms += [document_of(failure.name, target.store.history(path_part(failure.name)))
+    vms += [document_of(failure.name, target.history(path_part(failure.name)))
             for failure in plan.failures]
     vms.sort(key=lambda vm: vm['name'])
     plan.messages += [f'***NOTE - attached: {look.words()}' for look in target.store.looks()]
     document = {
-        'backup_dir': target.store.root, 'vms': vms,
+        'backup_dir': target.root, 'vms': vms,
         **others_in([] if line.only else histories, vms),
         'messages': plan.messages + plan.errors, 'good': sum(vm['good'] for vm in vms),
         'size': sum(vm['size'] for vm in vms)}
@@ -7177,9 +7110,9 @@ class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
     kept = deleted = freed = 0
 
-    def __init__(self, target: Opened, options: Strings) -> None:
+    def __init__(self, target: Store, options: Strings) -> None:
         self.errors = Errors()
-        self.store = target.store
+        self.store = target
         self.settings = target.config.settings
         self.kinds = {rule.kind for rule in target.config.rules if rule.method != 'vm'}
         self.previewing = options['preview']
@@ -7220,7 +7153,7 @@ class Pruning:
             log(f'***NOTE - not touched: they are of another pool, {owner.pool}')
             return
         ours = {backup.path: why
-                for backup, why in history.judged(policy, owner, history.disks(owner))}
+                for backup, why in history.judged(policy, owner)}
         for backup in history.completed():
             if backup.path in ours and not by_rules:
                 continue
@@ -7259,10 +7192,10 @@ class Pruning:
             self.freed += size
 
 
-def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
+def to_prune(target: Store, pruning: Pruning) -> List[Any]:
     """Return the VMs chosen of a config, and whether rules apply, or only others' backups go."""
     config = target.config
-    histories = target.store.stocked()
+    histories = target.stocked()
     only = [rule for rule in config.rules if rule.method == 'vm']
     whole = config._replace(rules=[rule for rule in config.rules if rule not in only])
     plan = select_histories(histories, whole, config.settings.keep_last)
@@ -7287,7 +7220,7 @@ def to_prune(target: Opened, pruning: Pruning) -> List[Any]:
              if job.vm.saved in wanted or pruning.let_go(job.vm.saved)]
     if not found:
         chosen_by = ' '.join(map(str, only)) or f'pool={pruning.pool}'
-        raise UsageError(f'no backups in {target.store.root} of a VM that the config names and '
+        raise UsageError(f'no backups in {target.root} of a VM that the config names and '
                          f'{chosen_by} chooses')
     return found
 
@@ -7299,12 +7232,12 @@ def run_prune(line: CommandLine) -> int:
     if target.kind not in ('config', 'backup') or given > (target.kind == 'config'):
         raise UsageError('expected a config-file and perhaps one of vm= and pool=, or a backup: '
                          + line.word)
-    target.store.check()
+    target.check()
     pruning = Pruning(target, line.options)
     command, done = 'prune', 'deleted'
     if pruning.previewing:
         command, done = 'prune preview', 'would be deleted'
-    found = [(None, target.store.history(dirname(target.path)), False)]    # type: List[Any]
+    found = [(None, target.history(dirname(target.path)), False)]    # type: List[Any]
     if target.kind == 'config':
         found = to_prune(target, pruning)
     for job, history, by_rules in found:
@@ -7331,7 +7264,7 @@ def run_protect(line: CommandLine) -> int:
         kind = kind_of(path)
         if not kind:
             refuse_missing(path)
-        ROOTS.add(root_of(path))
+        ROOTS.add(root_of(path, kind))
         if (kind != 'backup' or not Backup(path).has_marker() or
                 basename(path).startswith(DELETING)):
             raise UsageError(f'no good backup: {path} (expected its dated directory)')
@@ -7362,7 +7295,7 @@ class Sources:
         if target.kind not in ('config', 'store'):
             raise UsageError(f'no config-file or backup_dir: from={origin}')
         self.config = target.config
-        self.store = target.store
+        self.store = target
         self.given = origin
 
     def find(self, word: str, date: str) -> List[Chosen]:
@@ -7383,7 +7316,7 @@ class Sources:
         if missing:
             refuse_missing(word, f'backup or file, or VM in {self.store.root} (see from=, and the '
                                  'command list)')
-        ROOTS.add(root_of(path))
+        ROOTS.add(root_of(path, kind))
         if kind == 'history':
             return self.of_backup(self.newest([self.store.history(path)], date, uuid))
         if date:
@@ -7434,7 +7367,7 @@ class Sources:
                 if (backup.outcome == 'good' and when.startswith(digits)
                         and uuid in ('', backup.manifest.uuid)):
                     good.append(backup)
-            newest += of_pool(own_pool(), good)[-1:]
+            newest += of_own_pool(good)[-1:]
         if not newest:
             place = self.store.root if uuid else histories[0].directory
             raise TargetError(f'no good backup of {date or uuid or "this VM"} in {place}')
@@ -7452,7 +7385,7 @@ class Sources:
             raise UsageError(f'no archive or image: {path} (a config file is given as from=; for a '
                              'dump of the pool database, see README.md)')
         if not self.given:
-            self.store.set_root(root_of(path))
+            self.store.set_root(root_of(path, 'file'))
         return Chosen(path, form, self.store.backup(dirname(path)))
 
 
@@ -8039,7 +7972,7 @@ class StatusCheck:
         config = read_config(line)
         for problem in [*config.unexpected, *config.errors.values()]:
             raise ConfigError(problem)
-        store = Store(config.settings)
+        store = Store(config)
         store.check()
         try:
             store.stocked()
@@ -8068,7 +8001,7 @@ class StatusCheck:
             if backups and backups[0].outcome == 'damaged':
                 warnings.append(f'the newest backup of {job.vm.name} is damaged')
             good = [backup for backup in backups if backup.outcome == 'good']
-            found.append(((*of_pool(pool, good), Backup(''))[0], job.vm))
+            found.append(((*of_own_pool(good), Backup(''))[0], job.vm))
         found.sort(key=lambda each: (each[0].when, each[1].name))
         # Of a VM that was renamed, the newer one.
         vms = {vm.uuid or vm.ref: (last, vm) for last, vm in found}

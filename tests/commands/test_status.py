@@ -216,7 +216,7 @@ class TheBackups(StatusCase):
     def test_backups_of_3_25_have_the_time_of_their_names(self):
         when = datetime.datetime.now() - datetime.timedelta(hours=3)
         shutil.rmtree(self.backups + '/web')
-        name = next(VmBackup.new_paths('', VmBackup.DEFAULT_PATTERN, when))
+        name = VmBackup.dated(VmBackup.DEFAULT_PATTERN, when)
         self.made('web', name, size=77)
         os.unlink(self.last)               # 3.25 kept none
         os.unlink(self.status_log)
@@ -283,8 +283,8 @@ class TheRun(StatusCase):
                 self.finish(child)
                 found = self.check('WARNING', self.run_config, apart=True)
                 self.assertRegex(found.text, '^the last run, of .*, was interrupted; left over: ')
-                self.assertIn('%s/snapshot.json (the next run settles that or says what to do)'
-                              % self.dated('web')[-1], found.text)
+                self.assertIn('%s/snapshot.json (the next run in its pool settles that or says '
+                              'what to do)' % self.dated('web')[-1], found.text)
                 self.assertEqual(1, found.figures['leftovers'])
                 os.unlink(self.status_log)
                 self.check('WARNING', self.run_config)
@@ -471,11 +471,11 @@ class LeftOver(StatusCase):
         self.snapshot(host=HOST)
         path = self.restore()
         text = self.left('WARNING', 2)
-        self.assertIn('left over: %s/snapshot.json, %s (the next run settles that or says what to '
-                      'do); ' % (self.failed, path), text)
+        self.assertIn('left over: %s/snapshot.json, %s (the next run in its pool settles '
+                      'that or says what to do); ' % (self.failed, path), text)
         self.assertEqual(0, self.vmbackup('password', self.config('vm-export=web')).status)
         path = self.restore()
-        self.assertIn('left over: %s (the next run in pool x settles that or says what to do); '
+        self.assertIn('left over: %s (the next run in its pool settles that or says what to do); '
                       % path, self.left('WARNING', 1))
         self.snapshot(host=HOST)
         self.restore(process=own)

@@ -455,16 +455,6 @@ class Twins(HistoryCase):
             self.assertEqual((1 + count, count), self.counts())
             self.assertEqual(1, len(self.dated(self.other.replace('~', '%7E'))))
 
-    def test_a_directory_of_5_0_0_of_one_called_like_it_is_mixed_with_nobodys(self):
-        self.add_vm(self.other)
-        self.ends(0, 'vm-export=' + self.other)
-        os.rename(*(os.path.join(self.backups, name)
-                    for name in (self.other.replace('~', '%7E'), self.other)))
-        done = self.ends(2, 'vm-export=uuid:' + self.second, 'vm-export=' + self.other)
-        self.assertIn('S:1 W:0 E:1', done.output)
-        self.assertIn('has backups of another VM, ', done.output)
-        self.assertEqual((1, 1), self.counts())
-
     def test_a_directory_that_is_another_ones_by_name_locks_nobody_out(self):
         self.xe('vm-uninstall', 'uuid=' + self.second, 'force=true')
         self.add_vm('twin~' + self.first[:8])

@@ -384,8 +384,8 @@ def parsed(*words):
 
 def store_at(backup_dir, pattern=VmBackup.DEFAULT_PATTERN):
     """The Store of a config that names this directory."""
-    return VmBackup.Store(types.SimpleNamespace(
-        backup_dir=backup_dir, backup_dir_pattern=pattern, require_mount='no'))
+    return VmBackup.Store(types.SimpleNamespace(path='', settings=types.SimpleNamespace(
+        backup_dir=backup_dir, backup_dir_pattern=pattern, require_mount='no')))
 
 
 def policy(**counts):
