@@ -80,7 +80,7 @@ import unicodedata
 from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
-from errno import (EACCES, EAGAIN, EDQUOT, EFBIG, EINVAL, EIO, ELOOP, EMLINK,
+from errno import (EACCES, EAGAIN, EDQUOT, EEXIST, EFBIG, EINVAL, EIO, ELOOP, EMLINK,
                    ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS, ESTALE,
                    EXDEV)
 from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
