@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # VmBackup.py: backs up the VMs of a XenServer or XCP-ng pool from dom0.
 # Free software under the GNU General Public License, version 3 or later (see LICENSE).
-"""Back up VMs of a XenServer or XCP-ng pool: snapshot, export, clean up, rotate, report.
+"""Back up VMs of a XenServer or XCP-ng pool: snapshot, export, verify, clean up, rotate, report.
 
 Do not run this script unless you are comfortable with the commands that it issues for each VM:
 
@@ -12,25 +12,18 @@ Do not run this script unless you are comfortable with the commands that it issu
 before them `xe vm-export metadata=true`, which changes nothing; `xe snapshot-uninstall` where a
 snapshot could not be prepared, vm-uninstall failed or an earlier run was killed; `xe vdi-destroy`
 for disks of such a snapshot that are left, or are not to be exported; `xe vbd-unplug` and
-`vbd-destroy` where dom0 still has them; and `xe pool-dump-database` on request. Afterwards it reads
-and verifies what was exported, as `verify` does at any later time, without the pool. `list` shows
-what there is, `status` whether that is as it should be, and `prune` deletes what no rule keeps.
+`vbd-destroy` where dom0 still has them; on request `xe pool-dump-database`, and a program, `hook`.
 
-A restore, which has to be asked for, issues
+`stream` does the same as vm-export, to standard output. A restore, which has to be asked for,
+issues (the last for what is half done, or was but a test)
 
     of a VM       xe vm-import, vm-param-remove, vdi-param-remove, network-param-remove, vm-start
-    of a disk     xe vdi-create, vdi-import, vbd-create, vbd-plug, vdi-param-set; to detach
-                  it vbd-unplug, vbd-destroy, vdi-destroy
+    of a disk     xe vdi-create, vdi-import, vbd-create, vdi-param-set
+    taken back    xe vif-destroy, vm-destroy, vdi-destroy, network-destroy
 
-and, to take back what is half restored or was restored for a test, xe vif-destroy, vm-destroy,
-vdi-destroy, network-destroy.
-
-A program that the config names as `hook` is run at each phase of a run.
-
-Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N. `status` has those of
-a monitoring plug-in instead.
-
-3.25 is the last release of NAUbackup/VmBackup, for Python 2: its configs, backups and logs go on.
+Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N; of `status`, as a
+plug-in's. Configs, backups and logs of NAUbackup/VmBackup 3.25, for Python 2, go on. Facts about xe
+and xapi name their place in the sources of xapi-project/xen-api.
 
 Map of this file, in the order in which a run meets its sections; each uses only those above it:
 
@@ -52,14 +45,12 @@ Map of this file, in the order in which a run meets its sections; each uses only
     16 Importers     what a restore makes in the pool, and how it is taken back
     17 Reports       status log, report, mail, hooks
     18 One VM        the backup of one VM, from its begin line to its end line
-    19 Runs          a night's backup, its preview
+    19 Runs          a night's backup, its preview, a stream
     20 Commands      verify, list, prune, protect
     21 Restores      restore, test-restore
-    22 Disks         extract, detach: one disk of a backup
+    22 Disks         extract: one disk of a backup as a file or stream
     23 Checks        status, check-config, test-mail
     24 Command line  help texts, main
-
-Facts about xe and xapi name their place in the sources of xapi-project/xen-api.
 """
 
 import base64
@@ -81,25 +72,23 @@ from collections import Counter, defaultdict, deque
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from errno import (EACCES, EAGAIN, EDQUOT, EEXIST, EFBIG, EINVAL, EIO, ELOOP, EMLINK,
-                   ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS, ESTALE,
-                   EXDEV)
+                   ENAMETOOLONG, ENOENT, ENOSPC, ENOSYS, ENOTDIR, ENOTSUP, EPERM, EPIPE, EROFS,
+                   ESTALE, EXDEV)
 from os import (O_APPEND, O_CREAT, O_DIRECTORY, O_DSYNC, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_PATH,
                 O_RDONLY, O_RDWR, O_WRONLY, fstat, getpid, pread)
 from os.path import (abspath, basename, dirname, exists, isdir, isfile, join, lexists, normpath,
                      realpath, samestat, split, splitext)
 from re import DOTALL, IGNORECASE, MULTILINE, findall, match, search, sub
-from signal import (SIGHUP, SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIG_BLOCK, SIG_IGN, SIG_SETMASK,
-                    SIG_UNBLOCK, pthread_sigmask)
+from signal import (SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGTERM, SIGUSR1, SIG_BLOCK, SIG_IGN,
+                    SIG_SETMASK, SIG_UNBLOCK, pthread_sigmask)
 from stat import S_ISDIR, S_ISLNK, S_ISREG, S_ISVTX
 from subprocess import CompletedProcess, DEVNULL, PIPE, Popen, STDOUT, TimeoutExpired
 from threading import Lock, RLock, Thread, get_ident
 from time import monotonic, sleep
-from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
-                    Set, Tuple)
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 from xml.parsers.expat import ExpatError, ParserCreate
 
-# What only some commands need, and what takes long to load (mail, HTTP, XML-RPC, XenAPI.py), is
-# imported where it is used: `help` and `status` need a third less time.
+# What takes long to load (mail, HTTP, XML-RPC, XenAPI.py) is imported where it is used.
 
 VERSION = '5.0.0'
 
@@ -188,7 +177,7 @@ mail_smtp_port=25 [1 to 65535]
     Port of the mail server
 mail_smtp_security=auto [auto, none, starttls, tls]
     Encryption to the mail server: none, starttls (usual on port 587), tls (usual on
-    port 465); auto is what is usual on its port, but sends no password in clear
+    port 465); auto is what is usual on its port, and starttls where there is an account
 mail_smtp_user= []
     Account on the mail server, if it wants one
 mail_smtp_password_file= []
@@ -231,15 +220,11 @@ Record = Dict[str, Any]        # an object of xapi, or one of JSON: values by th
 Records = Dict[str, Record]    # objects of xapi by reference
 Texts = Sequence[str]
 Strings = Dict[str, str]       # texts by texts
-Pair = Tuple[str, str]
-DiskId = Pair                  # uuid and device
-DiskIds = Sequence[DiskId]
+DiskIds = Sequence[Tuple[str, str]]    # uuids and devices
 Sizes = Dict[str, int]         # bytes by names
-Pieces = Iterator[bytes]       # of what a file holds, one after the other
 Warned = List[str]             # warnings, to which more may be added
 Size = Optional[int]           # bytes, None where nothing tells it
 Time = Optional[str]           # as iso() writes it, the same
-Context = Iterator[None]       # of a context manager
 
 # Codes of ours, beside xapi's: a command did not end in time; a transfer did not move; xapi was not
 # there, so that nothing was begun; it was not, or ended meanwhile; a disk is somebody else's.
@@ -253,7 +238,7 @@ class VmBackupError(Exception):
     """A sentence for the administrator; `code`, xapi's or ours, says to the program what it was."""
     token = 'BACKUP-FAIL'      # in the status log, if it ended a VM's backup
 
-    def __init__(self, text: str, code: str = '') -> None:
+    def __init__(self, text, code=''):
         super().__init__(text)
         self.code = code
 
@@ -284,7 +269,7 @@ class Damaged(VmBackupError):
 
 class BackupFailed(VmBackupError):
     """One VM's backup failed, with a word of its own in the status log."""
-    def __init__(self, token: str, text: str, code: str = '') -> None:
+    def __init__(self, token, text, code=''):
         super().__init__(text, code)
         self.token = token
 
@@ -293,7 +278,7 @@ class Interrupted(BaseException):
     """A signal asked us to end; not an Exception, so that no VM's failure handler takes it."""
     token = 'INTERRUPTED'
 
-    def __init__(self, signum: int, remark: str = '') -> None:
+    def __init__(self, signum, remark=''):
         super().__init__(f'ended by signal {signum}{remark}')
         self.signum = signum
 
@@ -320,18 +305,17 @@ class Tally(NamedTuple):
     errors: int
     skipped: int
 
-    def __str__(self) -> str:
+    def __str__(self):
         return 'S:{} W:{} E:{}'.format(*self)
 
 
-def tally(tokens: Texts, further_errors: int = 0) -> Tally:
+def tally(tokens: Texts, further_errors=0):
     """Count outcomes by their tokens; `further_errors` are those that belong to no VM."""
     good, warned, skipped = map(tokens.count, ('SUCCESS', 'WARNING', 'SKIPPED'))
-    bad = len(tokens) - good - warned - skipped
-    return Tally(good, warned, bad + further_errors, skipped)
+    return Tally(good, warned, len(tokens) - good - warned - skipped + further_errors, skipped)
 
 
-def token_of(error: BaseException) -> str:
+def token_of(error: BaseException):
     """Return the word in the status log for what ended a VM's backup."""
     usual = 'BACKUP-FAIL' if isinstance(error, OSError) else 'INTERNAL-ERROR'
     return getattr(error, 'token', usual)
@@ -350,11 +334,9 @@ ERROR = Verdict(2, 'ERROR', '**ERRORS DETECTED**')
 SKIPPED = Verdict(0, 'SKIPPED', 'Skipped')
 
 
-def verdict_of(errors: Any, warnings: Any) -> Verdict:
+def verdict_of(errors, warnings):
     """Return the result, by whether there are any of these."""
-    if errors:
-        return ERROR
-    return WARNING if warnings else SUCCESS
+    return ERROR if errors else WARNING if warnings else SUCCESS
 
 
 class Compression(NamedTuple):
@@ -376,12 +358,12 @@ IMAGES = tuple(form + each.ending for form in ('.xva', '.raw', '.vhd')
                for each in COMPRESSIONS.values())      # endings of archives and images
 
 
-def compression_of(name: str) -> Compression:
+def compression_of(name):
     """Return the compression that a file's name tells."""
     return next(each for each in COMPRESSIONS.values() if name.endswith(each.ending))
 
 
-def plain_name(name: str) -> str:
+def plain_name(name):
     """Return a file's name without the ending of its compression."""
     return name[:len(name) - len(compression_of(name).ending)]
 
@@ -395,34 +377,30 @@ def plain_name(name: str) -> str:
 MOST_NAMES = 10            # of VMs or such in one text
 SHOW_EVERY = 1             # seconds after which a terminal shows anew what goes on
 LONGEST_RECORD = 2**20     # bytes of a manifest or a snapshot's record
-MOST_VALUES = 2**15        # in one
-LONGEST_NUMBER = 20        # characters of a number in one
 # What acts on a terminal or is not seen: C0, C1, ends of lines, what Unicode has as
 # Default_Ignorable but for forms of emojis and ideographs, bytes out of UTF-8 that could be C1.
 HIDDEN = re.compile(
     '[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f'
     '\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3'
     '\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff\udc80-\udc9f]')
-LONE = re.compile('[\ud800-\udc7f\udd00-\udfff]')      # surrogates that stand for no byte
 # What a line of the log tells of, and the rest of it, unless that only points at others.
 LEVEL = re.compile(r'\A\**(ERROR|WARNING|NOTE)(?: -|:)? '
                    r'(?!in configuration settings|.*\(see above\) *\Z)(.*)', re.DOTALL)
-LOUD = re.compile(r'\**(ERROR|WARNING)')
 QUOTES = {'filename': '"', 'new-name-label': '"', 'name-label': '"', 'file-name': "'"}    # 3.25's
 ACTS_WITHIN = {'"': f'["$`\\\\!]|{HIDDEN.pattern}', "'": f"'|{HIDDEN.pattern}"}
 
 
-def now() -> datetime:
+def now():
     """Return the local time without a zone, as directory names and logs carry it."""
     return datetime.now()
 
 
-def iso(moment: datetime) -> str:
+def iso(moment: datetime):
     """Return a local time as ISO 8601 with its offset: 2026-03-01T00:10:01+01:00."""
     return moment.astimezone().isoformat(timespec='seconds')
 
 
-def seconds_of(text: str) -> float:
+def seconds_of(text):
     """Return the seconds since 1970 of a time that iso() wrote after that. Raise ValueError."""
     if not match(r'(19[7-9]|[2-8]\d\d)\d[-\d]{6}T[:\d]{8}[+-]\d\d:\d\d\Z', text, re.ASCII):
         raise ValueError('no time')
@@ -430,7 +408,7 @@ def seconds_of(text: str) -> float:
     return datetime.strptime(text[:22] + text[23:], '%Y-%m-%dT%H:%M:%S%z').timestamp()
 
 
-def human_size(size: float) -> str:
+def human_size(size):
     """Return bytes for a person: 1.5 GiB."""
     if size < 1024:
         return f'{size:.0f} bytes'
@@ -441,12 +419,12 @@ def human_size(size: float) -> str:
     return f'{size:.1f} {unit}'
 
 
-def utc(seconds: int) -> str:
+def utc(seconds):
     """Return the time so many seconds from now, as xapi writes times."""
     return f'{now().astimezone(timezone.utc) + timedelta(seconds=seconds):%Y%m%dT%H:%M:%SZ}'
 
 
-def seconds_ahead(text: str) -> int:
+def seconds_ahead(text):
     """Return the seconds that a clock is ahead which says 20260301T00:10:01Z."""
     there = datetime.strptime(text + '+0000', '%Y%m%dT%H:%M:%SZ%z')
     ahead = int((there - now().astimezone()).total_seconds())
@@ -455,48 +433,48 @@ def seconds_ahead(text: str) -> int:
     return ahead
 
 
-def stopwatch() -> Callable[[], float]:
+def stopwatch():
     """Return a function that returns the seconds since now, whatever becomes of the clock."""
     begun = monotonic()
     return lambda: monotonic() - begun
 
 
-def this_host() -> str:
+def this_host():
     """Return the name of this host."""
     return os.uname().nodename
 
 
-def encoded(text: str) -> bytes:
+def encoded(text):
     """Return the UTF-8 bytes of text or of a path, whatever the locale."""
     return text.encode('utf-8', 'surrogateescape')
 
 
-def native(text: str) -> str:
+def native(text):
     """Return the path that the os module turns into the UTF-8 bytes of a text."""
     return os.fsdecode(encoded(text))
 
 
-def portable(path: str) -> str:
+def portable(path):
     """Return a path as text that is the same in every locale; `native` turns it back."""
     return encoded(path).decode('utf-8', 'surrogateescape')
 
 
-def printable(text: str) -> str:
+def printable(text):
     """Return text for one line: what is HIDDEN in it becomes escapes."""
-    def escaped(found: Any) -> str:
+    def escaped(found):
         return found.group().encode('unicode_escape').decode('ascii')
-    return HIDDEN.sub(escaped, portable(LONE.sub(escaped, text)))
+    lone = '[\ud800-\udc7f\udd00-\udfff]'             # surrogates that stand for no byte
+    return HIDDEN.sub(escaped, portable(sub(lone, escaped, text)))
 
 
-def as_json(value: Any) -> str:
+def as_json(value):
     """Return a value as JSON, of ASCII that a terminal shows."""
     return json.dumps(value, indent=1).replace('\x7f', '\\u007f') + '\n'
 
 
-def as_number(text: str) -> int:
-    """Return a number in JSON. Raise ValueError for what int() works on for hours, and for
-    Infinity and fractions, which we never write."""
-    if len(text) > LONGEST_NUMBER:
+def as_number(text):
+    """Return an integer in JSON. Raise ValueError for others, and where int() would take hours."""
+    if len(text) > 20:
         raise ValueError('it has a number that cannot be meant')
     return int(text)
 
@@ -504,12 +482,11 @@ def as_number(text: str) -> int:
 DECODER = json.JSONDecoder(parse_int=as_number, parse_float=as_number, parse_constant=as_number)
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data):
     """Return what JSON on a share holds. Raise ValueError for none, or more than we ever write."""
     values = sum(map(data.count, (b',', b'[', b'{')))
-    if len(data) > LONGEST_RECORD or values > MOST_VALUES:
-        raise ValueError(f'{len(data)} bytes with {values} values, where {LONGEST_RECORD} with '
-                         f'{MOST_VALUES} are the most')
+    if len(data) > LONGEST_RECORD or values > 2**15:
+        raise ValueError(f'{len(data)} bytes with {values} values, more than any of ours has')
     try:
         value = DECODER.decode(data.decode('utf-8'))
         encoded(json.dumps(value, ensure_ascii=False))     # raises for what is no text
@@ -518,13 +495,13 @@ def parse_json(data: bytes) -> Any:
     return value
 
 
-def abbreviate(texts: Texts) -> str:
+def abbreviate(texts: Texts):
     """Return the first of these texts, and how many more there are."""
     more = len(texts) - MOST_NAMES
     return ', '.join(texts[:MOST_NAMES]) + (f' and {more} more' if more > 0 else '')
 
 
-def cut(text: str, columns: int) -> str:
+def cut(text, columns):
     """Return as much of a text as a terminal shows in so many columns, or less."""
     for index, letter in enumerate(text):
         columns -= 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
@@ -533,17 +510,16 @@ def cut(text: str, columns: int) -> str:
     return text
 
 
-def shell_word(text: str) -> str:
+def shell_word(text):
     """Return text as one word for bash, which can be shown and pasted whatever is in it."""
     text = portable(text)
     if not HIDDEN.search(text):
         return shlex.quote(text)
-    escaped = sub(rb'[^\w/ .,:=@%+~()-]', lambda found: b'\\x%02x' % ord(found.group()),
-                  encoded(text))
+    escaped = sub(rb'[^\w/ .,:=@%+~()-]', lambda found: b'\\x%02x' % ord(found[0]), encoded(text))
     return "$'" + escaped.decode('ascii') + "'"
 
 
-def quoted(argv: Texts) -> str:
+def quoted(argv: Texts):
     """Return a command as a line for a shell, in 3.25's style where that is safe."""
     words = []
     for text in map(portable, argv):
@@ -557,14 +533,13 @@ def quoted(argv: Texts) -> str:
 
 
 class Console:
-    """The log on standard output, line by line; keeps this run's lines for the mail. On a terminal,
-    and nowhere else, a line below it shows how far each thread is."""
+    """The log on standard output, whose lines are kept for the mail; a terminal shows progress."""
     current = None             # type: Console     # that of this process
     terminal = False           # whether it is one that is to show how far all is
     quiet = False              # of the log only what is wrong, and how all ended
     lost = 0                   # why, if what was printed is: a pipe is closed, a disk is full
 
-    def __init__(self, output: Any, errors: Any = None) -> None:
+    def __init__(self, output, errors=None):
         self.output = self.stream = output     # unbuffered; None if it is closed
         self.errors = errors   # the same
         self.document = {}     # type: Record  # what --json prints in the end
@@ -574,39 +549,34 @@ class Console:
         self.lock = RLock()
         self.thread = threading.local()        # `begin` of its lines; `turn`: of what it shows
 
-    def log(self, *lines: str, loud: bool = False) -> None:
-        """Print lines with 3.25's time stamp, loud ones also where it is to be quiet. A closed or
-        full output is not an error."""
+    def log(self, *lines, loud=False):
+        """Print lines with 3.25's time stamp, loud ones also where it is to be quiet."""
         begin = getattr(self.thread, 'begin', '')
         for text in lines:
-            self.sort(text)
+            for level, found in LEVEL.findall(text) if self.document else ():
+                self.document[level.lower() + 's'].append(found)
             line = printable(begin + text)
             with self.lock:
                 line = f'{now():%Y-%m-%d-(%H:%M:%S)} - {line}'
                 self.lines.append(line)
                 self.passing.pop(get_ident(), '')
-                if loud or not self.quiet or LOUD.match(text):
+                if loud or not self.quiet or match(r'\**(ERROR|WARNING)', text):
                     self.draw(line + '\n')
 
-    def tell(self, **more: Any) -> bool:
+    def tell(self, **more):
         """Take something into the document; return whether there is to be one."""
         if self.document:
             self.document.update(more)
         return bool(self.document)
 
-    def sort(self, line: str) -> None:
-        """Take a line into the document, if it is an error, warning or note."""
-        for level, text in LEVEL.findall(line) if self.document else ():
-            self.document[level.lower() + 's'].append(text)
-
-    def show(self, text: str) -> None:
+    def show(self, text):
         """Show how far this thread is, until its next line; on a terminal."""
         with self.lock:
             if self.terminal:
                 self.passing[get_ident()] = printable(getattr(self.thread, 'turn', '') + text)
                 self.draw('')
 
-    def end(self, *lines: str) -> None:
+    def end(self, *lines):
         """Leave nothing below the log, of which these are the last lines."""
         with self.lock:
             self.terminal = False
@@ -614,24 +584,23 @@ class Console:
             self.draw('')
         self.log(*lines)
 
-    def draw(self, text: str) -> None:
-        """Print text, and below it how far the threads are, each in its part of one line."""
-        clear, self.shown = '\r\x1b[K' if self.shown else '', ''
+    def draw(self, text):
+        """Print text, and below it how far the threads are, each in a line if there are as many."""
+        clear, self.shown = self.shown and '\r\x1b[K' + '\x1b[A\x1b[K' * self.shown.count('\n'), ''
         if self.passing:
             import shutil
-            width = shutil.get_terminal_size().columns or 80       # 0 on a serial console
-            width = width // len(self.passing) - 1
-            self.shown = ' '.join(cut(each, width) for each in self.passing.values())
+            width, height = shutil.get_terminal_size()             # 0 on a serial console
+            self.shown = '\n'.join(cut(each, (width or 80) - 1) for each in
+                                   list(self.passing.values())[:height or 24])
         self.put(self.stream, clear + text + self.shown)
 
-    def write(self, text: str) -> None:
-        """Print text as it is on standard output, whole if there is time (see Signals.watch), and
-        nothing below it."""
+    def write(self, text):
+        """Print text as it is on standard output, whole if there is time (see Signals.watch)."""
         self.end()
         with self.lock:
             self.put(self.output, text)
 
-    def emit(self, data: Any) -> None:
+    def emit(self, data):
         """Write bytes of a stream on standard output. Raise CommandFailed if nobody takes them."""
         view = memoryview(data)
         try:
@@ -640,8 +609,8 @@ class Console:
         except OSError as error:
             raise CommandFailed(f'cannot write to standard output: {error.strerror}')
 
-    def put(self, stream: Any, text: str) -> None:
-        """Print text where the cursor stands."""
+    def put(self, stream, text):
+        """Print text where the cursor stands; a closed or full output is not an error."""
         data = encoded(text)
         try:
             while data and stream:
@@ -653,7 +622,7 @@ class Console:
 Console.current = Console(None)
 
 
-def log(*lines: str, loud: bool = False) -> None:
+def log(*lines, loud=False):
     """Print lines with 3.25's time stamp, to be mailed too."""
     Console.current.log(*lines, loud=loud)
 
@@ -661,14 +630,12 @@ def log(*lines: str, loud: bool = False) -> None:
 # ----------------------------------------------------------------------------------------------
 # 4. Settings: what was asked: command line, config file, password files, whose they are
 # ----------------------------------------------------------------------------------------------
-# KEYS is the one source of every config key's name, default, range and meaning. Nothing here
-# knows of the pool, but of who may change a file, and the inventory that names this host.
+# KEYS is the one source of each key's name, default, range, meaning. Nothing here knows the pool.
 
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
 NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # no other of Python's
-# Words of other programs, and what they are here.
-FAMILIAR = {'dry_run': 'preview', 'check': 'check-config'}
+FAMILIAR = {'dry_run': 'preview', 'check': 'check-config'}     # words of other programs
 
 
 class Rule(NamedTuple):
@@ -680,11 +647,11 @@ class Rule(NamedTuple):
     word: str                  # the tag or uuid, else the pattern of names
     keep: Optional[int] = None     # the N: how many backups to keep
 
-    def __str__(self) -> str:
+    def __str__(self):
         return f'{self.method}={self.text}'
 
 
-def parse_rule(method: str, text: str, where: str) -> Rule:
+def parse_rule(method, text, where):
     """Divide NAME:N at the last colon where digits follow; the N of tag:N and uuid:N is none."""
     kind, word, keep = 'name', text, None
     found = match(r'(tag|uuid):\s*(\S.*)\Z', text, DOTALL)
@@ -692,12 +659,11 @@ def parse_rule(method: str, text: str, where: str) -> Rule:
         kind, word = found.groups()
     found = match(r'(.*):\s*([0-9]{1,9})\Z', word, DOTALL)
     if found and method in EXPORTS and (kind == 'name' or found.group(1)):
-        word = found.group(1)
-        keep = int(found.group(2))
+        word, keep = found.group(1), int(found.group(2))
     return Rule(method, text, where, kind, word.lower() if kind == 'uuid' else word, keep)
 
 
-def unquoted(text: str, marks: str = '#') -> Pair:
+def unquoted(text, marks='#'):
     """Return a text without quotes around it, or what is before a :N, and without a comment, and
     what these were. A mark behind a blank begins a comment. Raise ValueError for a lone quote."""
     found = match(r'''\s*(["'])((?:(?!\1).)*)\1(:\d+|)\s*([#;].*|)\Z''', text)
@@ -710,7 +676,7 @@ def unquoted(text: str, marks: str = '#') -> Pair:
     return value, text[start:].strip()
 
 
-def nearest(word: str, known: Iterable[str], remark: str = ', perhaps {}') -> str:
+def nearest(word, known: Iterable[str], remark=', perhaps {}'):
     """Return a remark on what a mistyped word may stand for, '' where nothing is like enough."""
     import difflib
     word = word.lower().lstrip('-')
@@ -730,31 +696,31 @@ class CommandLine(NamedTuple):
     wrong: List[UsageError] = []       # what cannot be understood, the first of which is told
 
     @property
-    def word(self) -> str:
+    def word(self):
         """Return the first of them, '' without any."""
         return ''.join(self.words[:1])
 
     @property
-    def path(self) -> str:
+    def path(self):
         """Return that as a path."""
         return native(self.word)
 
 
-def fitting(text: str, pattern: str, expected: str) -> str:
+def fitting(text, pattern, expected):
     """Return a text that matches a pattern as it is."""
     if not match(f'({pattern})\\Z', text):
         raise ValueError(f'invalid (expected {expected})')
     return text
 
 
-def devices(text: str) -> str:
+def devices(text):
     """Return the word boot or all, or devices separated by commas: xvda,xvdc."""
     device = '(xvd|hd|sd)[a-z]+'
     return fitting(sub(r'\s*,\s*', ',', text.lower()), f'boot|all|{device}(,{device})*',
                    'boot, all, or devices such as xvda,xvdc')
 
 
-def absolute(text: str) -> str:
+def absolute(text):
     """Return a path; a relative one is taken from the current directory, as 3.25."""
     path = text and abspath(native(text))
     if not path or search('[\x00-\x1f\x7f]', text + path):
@@ -762,7 +728,7 @@ def absolute(text: str) -> str:
     return path
 
 
-def directory_pattern(text: str) -> str:
+def directory_pattern(text):
     """Return a name for dated directories: each of %Y %m %d %H %M %S once, and no slash."""
     if (sorted(findall('%(.?)', text)) != sorted('YmdHMS') or
             search('^[.]|[/\x00-\x1f\x7f]', text) or len(encoded(text)) > 200):
@@ -771,7 +737,7 @@ def directory_pattern(text: str) -> str:
     return native(text)
 
 
-def address(text: str) -> str:
+def address(text):
     """Return a mail address as it is."""
     part = r'[^\s\x00-\x1f\x7f<>()"\[\]\\:;@,]+'
     return fitting(text, f'{part}(@{part})?', 'name@host')
@@ -784,19 +750,18 @@ class Key(NamedTuple):
     allowed: str               # '1 to 64': numbers; 'yes, no': words in any case; '': any text
     meaning: str = ''
 
-    def hint(self) -> str:
+    def hint(self):
         """Return what is allowed, as the end of an error."""
         return f', allowed: {self.allowed}' if self.allowed else ''
 
-    def parse(self, text: str) -> Any:
+    def parse(self, text):
         """Return what a text means. Raise ValueError with a word for what is wrong."""
         if not text and self.name in MAY_BE_EMPTY:
             return ''
-        lowest, is_number, highest = self.allowed.partition(' to ')
+        least, is_number, most = self.allowed.partition(' to ')
         convert = CONVERSIONS.get(self.name, int if is_number else str)
         if is_number:
-            if not (match(NUMBERS[convert], text) and
-                    float(lowest) <= float(text) <= float(highest)):
+            if not (match(NUMBERS[convert], text) and float(least) <= float(text) <= float(most)):
                 raise ValueError('out of range')
         elif self.allowed:
             text = text.lower()
@@ -805,30 +770,25 @@ class Key(NamedTuple):
         return convert(text)
 
 
-MAY_BE_EMPTY = ('keep_last min_free hook report_file mail_from mail_helo '
-                'mail_smtp_password_file').split()
+MAY_BE_EMPTY = 'keep_last min_free hook report_file mail_from mail_smtp_password_file'.split()
 CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
-    dict.fromkeys(('lock_wait', 'stall_timeout', 'hook_timeout'), float),
-    **dict.fromkeys(('backup_dir', 'status_log', 'hook', 'report_file', 'mail_smtp_password_file'),
-                    absolute),
+    lock_wait=float, stall_timeout=float, hook_timeout=float, vdi_disks=devices, mail_from=address,
+    backup_dir=absolute, status_log=absolute, hook=absolute, report_file=absolute,
+    mail_smtp_password_file=absolute, backup_dir_pattern=directory_pattern,
     compress=lambda word: {'true': 'gzip', 'false': 'none'}.get(word, word),   # as 3.25
     pre_clean=lambda word: word == 'true', honour_nobak=lambda word: word == 'yes',
-    backup_dir_pattern=directory_pattern, vdi_disks=devices,
     mail_to=lambda text: tuple(address(part.strip()) for part in text.split(',') if part.strip()),
     min_free=lambda text: fitting(text, '[0-9]{1,6}[KMGT]|[0-9]{1,2}%', '10% or 500M, 50G, 2T'),
-    mail_from=address, mail_smtp_server=lambda text: text or 'localhost',
-    mail_helo=lambda text: fitting(text, r'[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]',     # or address
+    mail_smtp_server=lambda text: text or 'localhost',
+    mail_helo=lambda text: fitting(text, r'|[A-Za-z0-9._-]+|\[[A-Za-z0-9.:]+\]',    # or address
                                    'a name such as xen1.example.com'))
 KEYS = [Key(*found) for found in findall(r'(\w+)=(.*) \[(.*)\]\n((?: {4}.*\n)+)', KEYS_HELP)]
 DEFAULT_PATTERN = 'backup-%Y-%m-%d-(%H:%M:%S)'    # of 3.25
 OF_ALL_VMS = dict(pool_db_backup=('0', 'default'), report_file=('', 'default'))    # with vm=
 INVENTORY = '/etc/xensource-inventory'
-# Types of file systems of one host.
-LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()
-# Is there if this host checks the certificates of its pool's hosts, which it may be told not to,
-# and these (xapi: xapi.ml, init_tls_verification; certificates.ml).
-POOL_VERIFIES = '/var/xapi/verify-certificates'
-POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'
+LOCAL = 'rootfs ext2 ext3 ext4 xfs btrfs zfs tmpfs overlay squashfs vfat'.split()  # to one host
+POOL_VERIFIES = '/var/xapi/verify-certificates'        # is there if hosts check each other's,
+POOL_CERTIFICATES = '/etc/stunnel/xapi-pool-ca-bundle.pem'     # these (xapi: certificates.ml)
 Settings = NamedTuple('Settings', [(key.name, Any) for key in KEYS])       # of a run
 
 
@@ -837,17 +797,17 @@ class Config(NamedTuple):
     path: str                  # of the file; '' for the defaults of the script's first page
     settings: Settings
     rules: Sequence[Rule]
-    given: Dict[str, Pair]     # text and place of each key
+    given: Dict[str, Tuple[str, str]]      # text and place of each key
     unexpected: Texts          # lines that cannot be understood: nothing can be done
     errors: Strings            # of keys whose values cannot be used: a preview can still go on
     notes: Texts               # what may be meant otherwise
 
-    def asks_for(self, name: str) -> bool:
+    def asks_for(self, name):
         """Return whether a config file or the command line decides on a key."""
         return bool(self.path) or self.given[name][1] != 'default'
 
 
-def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()) -> Config:
+def parse_config(lines: Texts, path='', line: CommandLine = CommandLine()):
     """Read `key=value` lines, over which the command line wins. Raise ConfigError."""
     values, errors = {}, {}    # type: Dict[str, Any], Dict[str, str]
     given = {key.name: (key.default, 'default') for key in KEYS}
@@ -885,8 +845,7 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
                     notes.append(f'***NOTE - config {name} is {value}, without {dropped} ({place})')
             except ValueError as error:
                 if place == 'default':
-                    raise ConfigError(f'default {name} {error} -> {text} '
-                                      "(this script's first page)")
+                    raise ConfigError(f"default {name} {error} -> {text} (the script's first page)")
                 errors[name] = f'ERROR: config {name} {error} -> {text} ({place}){key.hint()}'
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
@@ -897,13 +856,11 @@ def parse_config(lines: Texts, path: str = '', line: CommandLine = CommandLine()
         values['report_file'] = ''
         errors['report_file'] = ('ERROR: config report_file would replace another file of this run '
                                  '-> {} ({})'.format(*given['report_file']))
-    return Config(path, Settings(**values), tuple(rules), given, tuple(unexpected), errors,
-                  tuple(notes))
+    return Config(path, Settings(**values), rules, given, tuple(unexpected), errors, tuple(notes))
 
 
-def read_config(line: CommandLine) -> Config:
-    """Read the config file of a command line, or the defaults for none; log where from. Raise
-    ConfigError."""
+def read_config(line: CommandLine):
+    """Read the config file, or the defaults for none; log where from. Raise ConfigError."""
     path = line.path
     if not path:
         return parse_config([], '', line)
@@ -923,7 +880,7 @@ def read_config(line: CommandLine) -> Config:
     return config
 
 
-def config_of(line: CommandLine) -> Config:
+def config_of(line: CommandLine):
     """Read the config of a run, or have the defaults with vm-selectors. Raise VmBackupError."""
     rules = []                 # type: List[Rule]
     for word in line.words:
@@ -941,14 +898,14 @@ def config_of(line: CommandLine) -> Config:
     return config._replace(rules=(*rules, *config.rules))
 
 
-def refuse_unexpected(config: Config) -> None:
+def refuse_unexpected(config: Config):
     """Log the lines of a config that are not understood; raise ConfigError if there are any."""
     log(*config.unexpected)
     if config.unexpected:
         raise ConfigError('in config_load, consider ignore_extra_keys=true for unexpected keys')
 
 
-def selector(word: str) -> Rule:
+def selector(word):
     """Return the rule of a vm-selector: NAME or REGEX, vm-export=... or vdi-export=..."""
     method, equals, text = word.partition('=')
     if not equals or method.lower() not in EXPORTS:
@@ -956,12 +913,12 @@ def selector(word: str) -> Rule:
     return parse_rule(method.lower(), text, 'command line')
 
 
-def names_file(word: str) -> bool:
+def names_file(word):
     """Return whether a word names a file or directory."""
     return exists(native(word))
 
 
-def read_file(path: str, limit: int) -> bytes:
+def read_file(path, limit):
     """Return what a file holds, so many bytes at most. Raise OSError, for a pipe and such too."""
     with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | O_NONBLOCK)) as file:
         if not S_ISREG(fstat(file.fileno()).st_mode):
@@ -969,34 +926,32 @@ def read_file(path: str, limit: int) -> bytes:
         return file.read(limit)
 
 
-def deepest(points: Iterable[str], path: str) -> str:
+def deepest(points: Iterable[str], path):
     """Return the longest of some directories that a path lies in, or ''."""
     return max((point for point in points
                 if (path + '/').startswith(join(point, ''))), key=len, default='')
 
 
-def mount_points(table: str = '/proc/self/mountinfo', column: int = 4) -> Strings:
+def mount_points(table='/proc/self/mountinfo', column=4):
     """Return where file systems are mounted, with their types, or with FSTAB and 1 where they
     should be (proc(5), fstab(5)); {} if that is not known. Blanks and such are octal escapes."""
     found = {}
     with suppress(OSError), open(table, 'rb') as stream:
         for words in map(bytes.split, stream):
             if len(words) > column and words[column].startswith(b'/') and words[0][:1] != b'#':
-                point = sub(rb'\\([0-7]{3})', lambda escape: bytes([int(escape.group(1), 8)]),
-                            words[column])
+                point = sub(rb'\\([0-7]{3})', lambda code: bytes([int(code[1], 8)]), words[column])
                 found[os.fsdecode(point)] = words[-3:][0].decode('ascii', 'replace')
     return found
 
 
-def is_local(path: str) -> bool:
+def is_local(path):
     """Return whether a real path lies on a file system of this host alone, where modes bind."""
     points = mount_points()
     return points.get(deepest(points, path)) in LOCAL
 
 
-def way(path: str) -> Iterator[Tuple[str, int, int]]:
-    """Yield path, mode and owner of each thing on the way to a path, also by links. Raise
-    OSError."""
+def way(path):
+    """Yield path, mode and owner of all on the way to a path, also by links. Raise OSError."""
     here, rest = '/', join('/proc/self/cwd', path).split('/')
     for _ in range(1000):                              # links may lead round
         status = os.lstat(here)
@@ -1012,7 +967,7 @@ def way(path: str) -> Iterator[Tuple[str, int, int]]:
     raise OSError(ELOOP, 'has too many links')
 
 
-def changeable(path: str, shares: bool = True) -> str:
+def changeable(path, shares=True):
     """Return what others than root and this user may change, a file or on the way to it, and what
     to do; '' for nothing. Owners, modes and sticky bits count, not ACLs; on shares nothing does."""
     with suppress(OSError):                            # what is missing, nobody can change
@@ -1027,7 +982,7 @@ def changeable(path: str, shares: bool = True) -> str:
     return ''
 
 
-def read_password_file(path: str, warn: Callable) -> str:
+def read_password_file(path, warn: Callable):
     """Read a password file, also of 3.25; warn when others may read it. Raise ConfigError."""
     try:
         text = read_file(path, 4097).strip()           # what is cut there is no base64
@@ -1042,25 +997,22 @@ def read_password_file(path: str, warn: Callable) -> str:
     except ValueError:
         password = ''
     if not password or '\0' in password:
-        raise ConfigError(f'no password in password file {path} (make it with '
-                          'create-password-file)')
+        raise ConfigError(f'no password in password file {path} (use create-password-file)')
     return password
 
 
-def password_of(line: CommandLine) -> Optional[str]:
+def password_of(line: CommandLine):
     """Return the password that a command line stands for, None for none. Raise ConfigError."""
     file, word = line.options.get('password_file', ''), line.password
     if line.options.get('password_stdin'):
         return password_typed()
-    if not (file or word):
-        return None
     path = native(file or word)
     if file or isfile(path) or '/' in word and exists(path):
         return read_password_file(path, log)
-    return word
+    return word or None
 
 
-def password_typed() -> str:
+def password_typed():
     """Return a password from standard input; a terminal does not show it. Raise ConfigError."""
     password = ''
     with suppress(EOFError, ValueError):               # nothing was typed; it is no text
@@ -1074,7 +1026,7 @@ def password_typed() -> str:
     return password
 
 
-def installation_uuid() -> str:
+def installation_uuid():
     """Return this host's uuid, as its installation wrote it (host-installer: backend.py), or ''."""
     with suppress(OSError), open(INVENTORY, encoding='utf-8', errors='replace') as stream:
         for uuid in findall("^INSTALLATION_UUID='?([-0-9a-f]+)", stream.read(), MULTILINE):
@@ -1088,7 +1040,6 @@ def installation_uuid() -> str:
 # Pure: from rules and the pool's VMs to a plan. What 3.25 selected is selected still.
 
 NOBAK = '[NOBAK]'
-LONGEST_MATCHED = 1024     # letters of a name that a regex sees: many would take it for ever
 
 
 class Vm(NamedTuple):
@@ -1100,9 +1051,6 @@ class Vm(NamedTuple):
     saved: Any = None          # its History, or one Backup, of a VM that is chosen by its backups
 
 
-Vms = Sequence[Vm]
-
-
 class Job(NamedTuple):
     """A VM to be backed up."""
     method: str
@@ -1111,12 +1059,12 @@ class Job(NamedTuple):
     shown: str                 # NAME or NAME:N as the lists print it
 
 
-def is_literal(pattern: str) -> bool:
+def is_literal(pattern):
     """Return whether a pattern is a plain name: letters, digits, blanks, - and _ only."""
     return bool(match(r'[\w -]+\Z', pattern))
 
 
-def regex_of(pattern: str) -> Any:
+def regex_of(pattern):
     """Return a compiled pattern, None if it is no regular expression, or tag: or uuid: alone."""
     try:
         return None if match(r'(tag|uuid):\s*\Z', pattern) else re.compile(pattern)
@@ -1124,35 +1072,34 @@ def regex_of(pattern: str) -> Any:
         return None
 
 
-def matches(pattern: str, name: str) -> bool:
+def matches(pattern, name):
     """Return whether a name equals a pattern, or that matches it."""
     regex = None if is_literal(pattern) else regex_of(pattern)     # the re module keeps 512
-    return name == pattern or bool(regex and regex.match(name[:LONGEST_MATCHED]))
+    return name == pattern or bool(regex and regex.match(name[:1024]))     # or it takes for ever
 
 
-def is_called(vm: Vm, rule: Rule) -> bool:
+def is_called(vm: Vm, rule: Rule):
     """Return whether a rule means a VM by its very name or uuid."""
     return rule.kind != 'tag' and rule.word in (vm.name, vm.uuid)
 
 
-def is_about(rule: Rule, vm: Vm) -> bool:
+def is_about(rule: Rule, vm: Vm):
     """Return whether a rule is about a VM, by what it compares."""
     if rule.kind == 'tag':
         return rule.word in vm.record.get('tags', ())
     return vm.uuid == rule.word if rule.kind == 'uuid' else matches(rule.word, vm.name)
 
 
-def chooses(rule: Rule, vm: Vm) -> bool:
-    """Return whether vm= chooses a VM, one of several of its name perhaps by its directory's."""
-    directory = vm.ref.rpartition('/')[2]
-    return is_about(rule, vm) or rule.text in (vm.name, f'{vm.name}~{vm.uuid[:8]}', directory)
+def chooses(rule: Rule, vm: Vm):
+    """Return whether vm=, which has no :N, chooses a VM, one of namesakes by its directory too."""
+    return rule.keep is None and is_about(rule, vm) or rule.text in (
+        vm.name, f'{vm.name}~{vm.uuid[:8]}', vm.ref.rpartition('/')[2])
 
 
 class Plan:
-    """What a run will do, as its rules say one by one, and then `select`. Preview prints it, a run
-    executes it. VMs are known by their references."""
-    def __init__(self, rules: Sequence[Rule] = (), vms: Vms = (), former: Strings = {},
-                 saved: bool = False) -> None:
+    """What a run will do, as its rules say, and `select`; preview prints it, a run executes it."""
+    def __init__(self, rules: Sequence[Rule] = (), vms: Sequence[Vm] = (), former: Strings = {},
+                 saved=False):
         self.rules = rules
         self.vms = vms
         self.former = former   # what became of the VMs that had these names
@@ -1164,7 +1111,6 @@ class Plan:
         self.uncovered = []    # type: List[str]       # names that no rule mentions
         self.out = {}          # type: Dict[str, str]  # names of those that are excluded
         self.winners = {}      # type: Dict[Tuple[str, str], Tuple[Rule, Vm]]
-        self.exact = set()     # type: Set[str]        # chosen by tag or uuid
         self.failures = []     # type: List[Outcome]   # of VMs that cannot be backed up
         self.broken = []       # type: List[Rule]      # those that are no regular expressions
         self.invalid = []      # type: List[Rule]      # those with a retention that is no number
@@ -1172,12 +1118,10 @@ class Plan:
         self.errors = []       # type: List[str]       # with any of these nothing is backed up
         names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
-            if rule.method == 'vm':
-                continue
-            if rule.method == 'exclude-disk':
-                if not (saved or regex_of(rule.word)):
-                    self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
-                                           'the name of a disk')
+            if rule.method == 'exclude-disk' and not (saved or regex_of(rule.word)):
+                self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
+                                       'the name of a disk')
+            if rule.method in ('vm', 'exclude-disk'):
                 continue
             if rule.keep is not None and rule.kind == 'name' and rule.text in names:
                 if not any(matches(rule.word, name) for name in names - {rule.text}):
@@ -1194,31 +1138,29 @@ class Plan:
                 if is_called(vm, old) and not is_called(vm, rule) and old.keep != rule.keep:
                     self.remark('NOTE', f'a later regex overrides the retention of {old.text}')
                 self.winners[key] = rule, vm
-                if rule.kind != 'name':
-                    self.exact.add(vm.ref)
             if not found:
                 self.not_found(rule)
         self.excluded = list(dict.fromkeys(self.out.values()))
 
-    def is_concerned(self, method: str, rule: Rule) -> bool:
+    def is_concerned(self, method, rule: Rule):
         """Return whether a line of a method is about what another one means that is not there."""
         meant = Vm('', rule.word, rule.word, {'tags': [rule.word]})
         return any(other.method == method and other.text and other.kind == rule.kind
                    and is_about(other, meant) for other in self.rules)
 
-    def remark(self, level: str, text: str) -> None:
+    def remark(self, level, text):
         """Note a line for the log."""
         self.messages.append(f'***{level} - {text}')
         if level == 'WARNING':
             self.warnings.append(text)
 
-    def selected(self, rule: Rule) -> Vms:
+    def selected(self, rule: Rule):
         """Return the VMs that a rule is about; an empty vm-export= means every VM."""
         if not rule.text and rule.method != 'vm-export':
             return []
         return [vm for vm in self.vms if is_about(rule, vm)]
 
-    def hint(self, rule: Rule) -> str:
+    def hint(self, rule: Rule):
         """Return what to write instead of a line, or what became of its VM; '' if nothing helps."""
         if rule.method in EXPORTS and rule.word in self.former:
             return ': ' + self.former[rule.word]
@@ -1235,7 +1177,7 @@ class Plan:
                 return ': write ' + ' and, in a line of its own, '.join(map(str, lines)) + remark
         return ''
 
-    def not_found(self, rule: Rule) -> None:
+    def not_found(self, rule: Rule):
         """Tell of a rule that selects no VM; what is no regular expression ends all, as in 3.25."""
         by_name = rule.kind == 'name'
         hint = self.hint(rule)
@@ -1247,10 +1189,9 @@ class Plan:
         is_export = rule.method in EXPORTS
         level = 'WARNING' if hint or is_export else 'NOTE'
         # What was meant as NAME:N; only of such a VM if it ends as a regex can, too.
-        number = is_export and by_name and not hint and match(
+        found = is_export and by_name and not hint and match(
             r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', rule.word, DOTALL)
-        if number and (number.lastindex == 2 or any(
-                matches(number.group(1), vm.name) for vm in self.vms)):
+        if found and (found.lastindex == 2 or any(matches(found[1], vm.name) for vm in self.vms)):
             self.invalid.append(rule)
             self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text}{line}')
             return
@@ -1276,7 +1217,7 @@ class DiskChoice(NamedTuple):
     honour_nobak: bool = False
     wanted: str = 'all'        # boot, all, or devices separated by commas
 
-    def reason(self, vm: str, disk: Any) -> str:
+    def reason(self, vm, disk):
         """Return why a Disk of a VM is left out, or '' (xen-orchestra: docs, Exclude disks)."""
         if self.honour_nobak and NOBAK in disk.name:
             return NOBAK
@@ -1287,27 +1228,23 @@ class DiskChoice(NamedTuple):
         return ''
 
 
-def select(rules: Sequence[Rule], vms: Vms, max_backups: int, honour_nobak: bool = False,
-           former: Strings = {}, saved: bool = False) -> Plan:
+def select(rules: Sequence[Rule], vms: Sequence[Vm], max_backups, honour_nobak=False,
+           former: Strings = {}, saved=False):
     """Choose VMs to back up, or `saved` ones, of which a name may stand for several. Pure."""
     plan = Plan(rules, vms, former, saved)
     namesakes = Counter(vm.name for vm in vms)
     covered = set(plan.out)
-    both = []                  # type: List[str]
+    both, doubled = [], Counter()      # type: List[str], Counter
     for rule, vm in sorted(plan.winners.values(), key=lambda each: each[0].method):    # vdi- first
         name = vm.name
-        ref = vm.ref
         called = is_called(vm, rule)
-        if ref in plan.out:
+        tags = vm.record.get('tags', ()) if honour_nobak else ()
+        if vm.ref in plan.out:
             if called:
                 plan.remark('NOTE', f'forcing exclude of: {name}')
-            continue
-        if ref in covered:
+        elif vm.ref in covered:
             both.append(name)
-            continue
-        covered.add(ref)
-        tags = vm.record.get('tags', ()) if honour_nobak else ()
-        if any(match(r'xo:no-bak(=|\Z)', tag) for tag in tags):    # xen-orchestra: Backup tags
+        elif any(match(r'xo:no-bak(=|\Z)', tag) for tag in tags):    # xen-orchestra: Backup tags
             level = 'ERROR' if called else 'NOTE'
             plan.remark(level, f'vm has the tag xo:no-bak: {name} (honour_nobak)')
             if called:
@@ -1317,7 +1254,8 @@ def select(rules: Sequence[Rule], vms: Vms, max_backups: int, honour_nobak: bool
             shown = f'{name}~{vm.uuid[:8]}' if namesakes[name] > 1 else name
             shown += '' if rule.keep is None else f':{rule.keep}'
             plan.jobs.append(Job(rule.method, vm, rule.keep or max_backups, shown))
-    doubled = Counter(job.vm.name for job in plan.jobs if job.vm.ref not in plan.exact)
+            doubled[name] += rule.kind == 'name'
+        covered.add(vm.ref)
     for name, count in doubled.items():
         if count > 1 and not saved:
             plan.remark('WARNING', f'more than one vm with the name {name}: all are backed up')
@@ -1327,7 +1265,7 @@ def select(rules: Sequence[Rule], vms: Vms, max_backups: int, honour_nobak: bool
         plan.errors.append('ERROR regex errors found (see above) ')
     for rule in plan.only:
         if not any(chooses(rule, job.vm) for job in plan.jobs):
-            plan.errors.append(f'ERROR {rule} is none of the VMs that are selected')
+            plan.errors.append(f'ERROR {rule} is none of the VMs that are selected and found')
     if not (plan.jobs or plan.errors):
         plan.errors.append('ERROR no VMs loaded')
     plan.uncovered += dict.fromkeys(
@@ -1338,13 +1276,7 @@ def select(rules: Sequence[Rule], vms: Vms, max_backups: int, honour_nobak: bool
 # ----------------------------------------------------------------------------------------------
 # 6. Retention: which backups to delete
 # ----------------------------------------------------------------------------------------------
-# Pure: from the good backups of one VM, oldest first, and its disks, to why each is kept. Those
-# that were found damaged later do not count.
-
-
-# How many good backups of a VM a rule keeps: `last`, the newest; one of PERIODS, the newest of each
-# of so many that have one.
-Policy = Dict[str, int]
+# Pure: from the good backups of one VM, oldest first, and its disks, to why each is kept.
 
 
 class Aged(NamedTuple):
@@ -1361,7 +1293,7 @@ PROTECTED = 'protected'        # why a backup is kept; the file in it that says 
 ONLY = 'disk '                 # another, with the device: no newer good backup has that disk
 
 
-def has_disk(held: DiskIds, disk: DiskId, disks: DiskIds) -> bool:
+def has_disk(held: DiskIds, disk: Tuple[str, str], disks: DiskIds):
     """Return whether a disk of a VM, which has these disks now, is among those that are held: by
     its uuid or by its device, unless that was another one's, as devices are exchanged."""
     others = {uuid for uuid, _ in disks if uuid} - {disk[0]}
@@ -1369,7 +1301,7 @@ def has_disk(held: DiskIds, disk: DiskId, disks: DiskIds) -> bool:
                for uuid, device in held)
 
 
-def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> List[List[str]]:
+def reasons(backups: Sequence[Aged], policy: Dict[str, int], disks: DiskIds = ()):
     """Return why each backup, oldest first, is kept; one without a reason may go.
 
     A rule keeps the newest sound backup of each of its periods, without regard to the other rules.
@@ -1400,8 +1332,8 @@ def reasons(backups: Sequence[Aged], policy: Policy, disks: DiskIds = ()) -> Lis
     return found
 
 
-def policy_of(settings: Any, job: Job) -> Policy:
-    """Return how many backups of a VM each rule keeps."""
+def policy_of(settings, job: Job):
+    """Return how many backups of a VM each rule keeps: the newest, and one of each period."""
     return {'last': job.keep, **{name: getattr(settings, 'keep_' + name) for name in PERIODS}}
 
 
@@ -1435,13 +1367,12 @@ XE_CODES = {
     'HANDLE_INVALID': 'HANDLE_INVALID|You gave an invalid object reference',
     'OTHER_OPERATION_IN_PROGRESS': 'currently in progress',
     FULL: 'SR_FULL|The SR is full|SR_BACKEND_FAILURE_44|insufficient space|ENOSPC',
-    'IMPORT_INCOMPATIBLE_VERSION':
-        'IMPORT_INCOMPATIBLE_VERSION|different \\(incompatible\\) product version',
+    'IMPORT_INCOMPATIBLE_VERSION': 'IMPORT_INCOMPATIBLE_VERSION|\\(incompatible\\) product version',
     'DUPLICATE_MAC_SEED': 'DUPLICATE_MAC_SEED|MAC seed is already in use',
     HAS_USB: 'VM_HAS_VUSBS|has VUSBs', IN_USE: 'in use'}       # the first that fits counts
 
 
-def send_signal(signum: int, *children: Popen) -> None:
+def send_signal(signum, *children: Popen):
     """Send a signal to children and what they started: VMBACKUP_XE may name a script with ssh."""
     for child in children:
         if child.returncode is None:
@@ -1449,13 +1380,13 @@ def send_signal(signum: int, *children: Popen) -> None:
                 os.killpg(child.pid, signum)
 
 
-def bounded(what: str, function: Callable, *arguments: Any, watch: Optional[Callable] = None,
-            every: float = WATCH_EVERY, limit: float = 0) -> Any:
+def bounded(what, function: Callable, *arguments, watch: Optional[Callable] = None,
+            every=WATCH_EVERY, limit=0):
     """Return the result of a function that may hang. Raise TargetError after `limit` seconds, or
     SHARE_TIMEOUT; with a `watch`, which is called `every` so many, only what that raises."""
     results, errors = [], []   # type: List[Any], List[Exception]
 
-    def work() -> None:
+    def work():
         try:
             results.append(function(*arguments))
         except Exception as error:                     # raised below, where it is awaited
@@ -1468,7 +1399,7 @@ def bounded(what: str, function: Callable, *arguments: Any, watch: Optional[Call
     while thread.is_alive():
         patience = limit or (LOGIN_GRACE if Signals.current.received else SHARE_TIMEOUT)
         if watch:
-            Signals.current.check(True)
+            check_signals(True)
             watch()
         elif waited() > patience:
             raise TargetError(f'{what} did not respond within {patience} seconds')
@@ -1481,14 +1412,12 @@ def bounded(what: str, function: Callable, *arguments: Any, watch: Optional[Call
 class Watchdog:
     """Detects a stalled transfer: neither the bytes nor the progress of xapi's tasks change. Shows
     how far it is: always on a terminal, every ten minutes in a log. Feeds a program, too."""
-
     pieces = None              # type: Any     # for its standard input: a generator of bytes
     done = 0                   # bytes of that
     seen = (-1, {})            # type: Tuple[int, Dict[str, float]]
     logged = 0.0               # seconds until its last line in the log
 
-    def __init__(self, limit: float, size: Callable, verb: str, path: str,
-                 expected: int = 0, progress: Callable = dict) -> None:
+    def __init__(self, limit, size: Callable, verb, path, expected=0, progress: Callable = dict):
         self.limit = limit         # seconds
         self.every = min(SHOW_EVERY if Console.current.terminal else LOOK_EVERY, limit / 4)
         self.size = size           # bytes so far
@@ -1497,9 +1426,8 @@ class Watchdog:
         self.expected = expected   # bytes, as far as is known
         self.progress = progress   # shares of what the tasks have to do
         self.seconds = self.standing = stopwatch()
-        self.samples = deque([(0.0, 0)], maxlen=20)    # seconds and bytes, for the rate
 
-    def check(self) -> None:
+    def check(self):
         """Raise CommandFailed if nothing has moved for too long; TargetError, Interrupted."""
         check_signals()
         size = bounded('the share', self.size)
@@ -1514,7 +1442,7 @@ class Watchdog:
             raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
                                 f'with {human_size(size)} {self.verb}', STALLED)
 
-    def feed(self, stream: Any) -> None:
+    def feed(self, stream):
         """Write all pieces, or until the child ends, and close the stream. Raise what they do."""
         with suppress(BrokenPipeError), stream, closing(self.pieces):
             for piece in map(memoryview, self.pieces):
@@ -1523,18 +1451,15 @@ class Watchdog:
                     piece = piece[sent:]
                     self.done += sent
 
-    def show(self, done: int, share: float) -> None:
+    def show(self, done, share):
         """Show that so many bytes are done, and that share of all, 0 if it is unknown."""
         seconds = self.seconds()
         done = done or int(share * self.expected)
-        self.samples.append((seconds, done))
-        since, before = self.samples[0]
-        rate = (done - before) / max(seconds - since, 0.1)
         text = f'{self.verb} {human_size(done)}'
         if self.expected:
             text += f' of {human_size(self.expected)}'
             share = share or min(done / self.expected, 1)
-        text += f', {human_size(rate)}/s: {self.name}'
+        text += f', {human_size(done / max(seconds, 0.1))}/s: {self.name}'
         if share > 0.001:
             left = timedelta(seconds=int(seconds / share - seconds))
             text = f'{100 * share:.0f} %, {left} left, {text}'
@@ -1556,16 +1481,16 @@ class Signals:
     overdue = False            # it has come
     ended = False              # all is done: what is told of it is not cut
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.children = set()  # type: Set[Popen]   # those that a signal ends
 
     @contextmanager
-    def handled(self) -> Context:
+    def handled(self):
         """Handle the signals but for ignored ones (nohup); then ignore all, for the exit status."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing)
-        signal.signal(SIGUSR1, lambda *_: self.ended or self.check(True))
+        signal.signal(SIGUSR1, lambda *_: self.ended or check_signals(True))
         for signum in SIGNALS:
             if signal.getsignal(signum) != SIG_IGN:
                 signal.signal(signum, lambda *_: None)     # the pipe tells of it
@@ -1580,7 +1505,7 @@ class Signals:
                 signal.signal(signum, SIG_IGN)
             self.kill_children()
 
-    def watch(self, pipe: int) -> None:
+    def watch(self, pipe):
         """Act on the first signal; cut the main thread at the deadline; then end all."""
         pthread_sigmask(SIG_UNBLOCK, SIGNALS)
         self.note(os.read(pipe, 1)[0])
@@ -1596,7 +1521,7 @@ class Signals:
         self.kill_children()
         os._exit(128 + self.received)
 
-    def wait(self, pipe: int) -> bool:
+    def wait(self, pipe):
         """Wait until the deadline; return True as soon as a further signal has come."""
         import select
         while self.since() < self.deadline:
@@ -1605,14 +1530,12 @@ class Signals:
                 return True
         return False
 
-    def kill_children(self) -> None:
-        """End all programs that still run, also one that another thread is just starting."""
-        waited = self.starting.acquire(timeout=LAST_WORDS)
+    def kill_children(self):
+        """End all programs that still run, also one that a thread is just starting, for good."""
+        self.starting.acquire(timeout=LAST_WORDS)      # so that none is started any more
         send_signal(SIGKILL, *self.running)
-        if waited:
-            self.starting.release()
 
-    def note(self, signum: int) -> None:
+    def note(self, signum):
         """Act on a signal: end the exports; give a login and the pool their time, and else none."""
         self.since = stopwatch()
         self.received = self.received or signum
@@ -1620,24 +1543,19 @@ class Signals:
         if self.logging_in or self.children or not self.at_once:
             self.allow(LOGIN_GRACE if self.logging_in else SIGNAL_GRACE)
 
-    def allow(self, seconds: float) -> None:
+    def allow(self, seconds):
         """Give what is being finished after a signal at least so many seconds from now."""
         if self.received:
             self.deadline = max(self.deadline, self.since() + seconds)
 
-    def reason(self) -> Interrupted:
+    def reason(self):
         """Return what tells of the signal, and of what could not be finished."""
-        return Interrupted(self.received, f' ({SIGNALS.get(self.received, "")})' + (
+        return Interrupted(self.received, f' ({SIGNALS[self.received]})' + (
             ': what may be left in the pool has its record in backup_dir, for the next run'
             if self.overdue and not self.at_once else ''))
 
-    def check(self, finishing: bool = False) -> None:
-        """Raise Interrupted after a signal; if `finishing`, once there is no more time for that."""
-        if self.overdue if finishing else self.received:
-            raise self.reason()
-
     @contextmanager
-    def ending(self, children: Sequence[Popen]) -> Context:
+    def ending(self, children: Sequence[Popen]):
         """Let a signal end these children; raise Interrupted once they have ended by one."""
         self.children.update(children)
         if self.received:
@@ -1646,25 +1564,27 @@ class Signals:
             yield
         finally:
             self.children.difference_update(children)
-        self.check()
+        if self.received:
+            raise self.reason()
 
 
 Signals.current = Signals()        # those that this process handles
 
 
-def check_signals() -> None:
-    """Raise Interrupted after a signal."""
-    Signals.current.check()
+def check_signals(finishing=False):
+    """Raise Interrupted after a signal; if `finishing`, once there is no more time for that."""
+    if Signals.current.overdue if finishing else Signals.current.received:
+        raise Signals.current.reason()
 
 
-def end_program(number: int) -> None:
+def end_program(number):
     """End a process that is not our child."""
     with suppress(OSError):
         os.kill(number, SIGTERM)
 
 
 @contextmanager
-def started(argv: Texts, **how: Any) -> Iterator[Popen]:
+def started(argv: Texts, **how):
     """Run a program in a session of its own; `how` is Popen's. End it afterwards if it still runs.
     Raise CommandFailed. Who reads its outputs closes them, or might read on from another file."""
     environ = {**os.environ, CHILD: str(getpid())}
@@ -1690,38 +1610,48 @@ def started(argv: Texts, **how: Any) -> Iterator[Popen]:
         Signals.running.discard(child)
 
 
-def decoded(output: bytes) -> str:
+def decoded(output):
     """Return what a program has written as text."""
     return output.decode('utf-8', 'replace').strip()
 
 
-def run(argv: Texts, timeout: float, cuttable: bool = False,
-        watchdog: Optional[Watchdog] = None, packer: Any = None) -> CompletedProcess:
+def attend(children: Sequence[Popen], work: Callable, argv: Texts, limit, cuttable,
+           watchdog: Optional[Watchdog] = None):
+    """Do work that ends with the children, which if `cuttable` a signal ends. Raise CommandFailed
+    if it takes over `limit` seconds or, with a watchdog, stalls; Interrupted."""
+    signals, waited = Signals.current if cuttable else Signals(), stopwatch()
+
+    def watch():
+        if signals.received and signals.since() > REAP_TIMEOUT:        # it was told to end already
+            raise signals.reason()
+        if watchdog:
+            watchdog.check()
+        elif waited() >= limit:
+            raise CommandFailed(f'still running after {limit:g} seconds: {quoted(argv)}', TIMED_OUT)
+
+    with signals.ending(children):
+        bounded('', work, watch=watch, every=watchdog.every if watchdog else WATCH_EVERY)
+
+
+def run(argv: Texts, timeout, cuttable=False, watchdog: Optional[Watchdog] = None, packer=None):
     """Run a program to its end, or if `cuttable` to a signal. A packer: a program that compresses
     its output, and the open file for that. Raise CommandFailed if one cannot be started, takes over
     `timeout` seconds or, with a watchdog, stalls, or the packer fails; and what feeding it met."""
     fed = watchdog and watchdog.pieces
-    signals, waited = Signals.current if cuttable else Signals(), stopwatch()
     with ExitStack() as stack:
         child = stack.enter_context(started(argv, stdin=PIPE if fed else DEVNULL))
         children = [child]
         stream, child.stdin = child.stdin, None        # else communicate() would close it
         if packer:
-            command, file = packer
-            children.append(stack.enter_context(started(command, stdin=child.stdout, stdout=file)))
+            tool, file = packer
+            children.append(stack.enter_context(started(tool, stdin=child.stdout, stdout=file)))
             child.stdout.close()                       # the packer has it
             child.stdout = None
+        said = []              # type: List[Tuple[bytes, bytes]]       # their outputs and errors
 
-        results = []           # type: List[CompletedProcess]
-
-        def listen() -> None:
-            for each in children:
-                output, errors = each.communicate()
-                results.append(CompletedProcess(each.args, each.returncode, output or b'', errors))
-
-        def converse() -> None:
-            # In a thread of its own, as a child may say much before it reads on.
-            listening = Thread(target=listen, daemon=True)
+        def converse():    # in a thread of its own, as a child may say much before it reads on
+            listening = Thread(daemon=True, target=lambda: said.extend(
+                each.communicate() for each in children))
             listening.start()
             try:
                 if fed:
@@ -1731,88 +1661,66 @@ def run(argv: Texts, timeout: float, cuttable: bool = False,
             finally:
                 listening.join()
 
-        def watch() -> None:
-            signals.check()                            # it was told to end already
-            if watchdog:
-                watchdog.check()
-            elif waited() >= timeout:
-                raise CommandFailed(f'still running after {timeout:g} seconds: {quoted(argv)}',
-                                    TIMED_OUT)
-
         # In a thread, as what is fed may hang where it is read, and as communicate() of Python 3.6
         # fails if it is called again after a time limit and the child has closed one output.
-        with signals.ending(children):
-            bounded('', converse, watch=watch, every=watchdog.every if watchdog else WATCH_EVERY)
-    last = results[-1]
-    if packer and last.returncode:
-        raise CommandFailed('{} failed: {}'.format(
-            command[0], decoded(last.stderr) or f'exit status {last.returncode}'))
-    return results[0]
+        attend(children, converse, argv, timeout, cuttable, watchdog)
+    status = children[-1].returncode
+    if packer and status:
+        reason = {-SIGPIPE: 'nobody reads its output any more'}.get(status, f'exit status {status}')
+        raise CommandFailed(f'{tool[0]} failed: {decoded(said[-1][1]) or reason}')
+    output, errors = said[0]
+    return CompletedProcess(argv, child.returncode, output or b'', errors)
 
 
-def has_ended(child: Popen, timeout: float, signals: Signals) -> bool:
-    """Return whether a child ends in time; it is not reaped, so nobody gets its group's number."""
-    elapsed = stopwatch()
-    while not os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-        if elapsed() > timeout or signals.received and signals.since() > REAP_TIMEOUT:
-            return False
-        sleep(0.02)
-    return True
+def run_hook(argv: Texts, own: Dict[str, bytes], timeout, cuttable, tell: Callable):
+    """Run a program, with `own` in its environment. `tell` is called with each line; if `cuttable`,
+    a signal ends it; what it leaves goes on. Raise CommandFailed with its last words, status."""
+    last = deque(maxlen=4)     # type: deque
 
-
-def run_hook(argv: Texts, environ: Dict[str, bytes], timeout: float,
-             cuttable: bool, tell: Callable) -> None:
-    """Run a program. `tell` is called with each line, at once; if `cuttable`, a signal ends it;
-    what it leaves goes on. Raise CommandFailed, whose code is the exit status if that is not 0."""
-    signals = Signals.current if cuttable else Signals()
-
-    def listen() -> None:
+    def listen():
         with child.stdout as stream:
             for line in iter(lambda: stream.readline(LONGEST_LINE), b''):
-                tell(line.decode('utf-8', 'replace').rstrip('\r\n'))
+                last.append(line.decode('utf-8', 'replace').rstrip('\r\n'))
+                tell(last[-1])
 
-    with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **environ}) as child:
+    def ended():       # it is not reaped, so nobody gets its group's number
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **own}) as child:
         listener = Thread(target=listen, daemon=True)
         listener.start()
         try:
-            with signals.ending([child]):
-                over = has_ended(child, timeout, signals)
-            if not over:
-                raise CommandFailed(f'still running after {timeout / 60:g} minutes (hook_timeout)')
+            attend([child], ended, argv, timeout, cuttable)
         except BaseException:                          # end it, and whatever it has started
             send_signal(SIGTERM, child)
-            has_ended(child, REAP_TIMEOUT, Signals())
+            with suppress(TargetError):
+                bounded('', ended, limit=REAP_TIMEOUT)
             send_signal(SIGKILL, child)
             raise
-        finally:
-            listener.join(LAST_WORDS)
-        status = child.wait()
-        if status < 0:
-            raise CommandFailed(f'ended by signal {-status}')
-        if status:
-            raise CommandFailed(f'exit status {status}', str(status))
+        listener.join(LAST_WORDS)
+    status = child.returncode
+    if status:
+        raise CommandFailed(f'exit status {status}: {" / ".join(last)}'.rstrip(': '), str(status))
 
 
-def packing_command(compression: Compression, undo: bool = False) -> Texts:
+def packing_command(compression: Compression, undo=False):
     """Return the command that packs its input, or unpacks it; raise CommandFailed for none."""
     import shutil
-    for program in compression.programs:
-        path = shutil.which(program)
-        if path:
-            return [path, '-dc' if undo else '-c']
-    raise CommandFailed(f'no program {compression.name} to ' + (
-        'verify it with (install it, or set verify=no)' if undo else
-        'compress with (install it, or set vdi_compress=none)'))
+    for path in filter(None, map(shutil.which, compression.programs)):
+        return [path, '-dc' if undo else '-c']
+    raise CommandFailed(f'no program {compression.name} on this host (install it)')
 
 
-class Filter:
+class Filter(ExitStack):
     """A program through which a file is read; raise CommandFailed if it cannot be started."""
-    def __init__(self, argv: Texts, handle: int) -> None:
+    def __init__(self, argv: Texts, handle):
+        super().__init__()
         self.name = basename(argv[0])
-        self.running = ExitStack()
-        self.child = self.running.enter_context(started(argv, stdin=handle))
+        self.child = self.enter_context(started(argv, stdin=handle))
+        self.enter_context(self.child.stdout)
+        self.enter_context(self.child.stderr)
 
-    def readinto(self, view: memoryview) -> int:
+    def readinto(self, view):
         """Read what is there, 0 bytes at the end. Raise Damaged for bad input, CommandFailed."""
         got = self.child.stdout.readinto(view)
         if not got and self.child.returncode is None:
@@ -1824,14 +1732,8 @@ class Filter:
                 raise Damaged(f'{self.name} says: ' + words.replace('\n', ' / '))
         return got
 
-    def close(self) -> None:
-        """End the program."""
-        self.running.close()
-        self.child.stdout.close()
-        self.child.stderr.close()
 
-
-def be_gentle(idle: bool) -> None:
+def be_gentle(idle):
     """Let all others have CPUs and disks first; if `idle`, do not even compete for the disks."""
     os.nice(19 if idle else 10)
     with suppress(CommandFailed):                      # the system has no I/O priorities
@@ -1840,27 +1742,19 @@ def be_gentle(idle: bool) -> None:
 
 class Xe:
     """The xe program; the log numbers the commands for one VM from 1."""
-    def __init__(self, numbered: bool = True) -> None:
+    def __init__(self, numbered=True):
         self.program = os.environ.get('VMBACKUP_XE') or XE_PROGRAM
         self.numbers = itertools.count(1) if numbered else None
 
-    def tell(self, verb: str, **parameters: str) -> str:
-        """Run a command that changes the pool; return its output. Raise CommandFailed."""
-        return decoded(self.issue(verb, parameters))
+    def tell(self, verb, **words):
+        """Issue a command; return its output as text. Raise CommandFailed."""
+        return decoded(self.issue(verb, **words))
 
-    def transfer(self, verb: str, watchdog: Any = None, packer: Any = None, at: str = '',
-                 **parameters: str) -> str:
-        """Run a command that writes or reads a file, the one `at` a path if given, with a packer or
-        fed (see `run`), while it moves; a signal ends it. Return its output; status 0 does not
-        prove that an export made a file (xapi: cli_operations.ml, download_file)."""
-        return decoded(self.issue(verb, parameters, at=at, cuttable=True, watchdog=watchdog,
-                                  packer=packer))
-
-    def issue(self, verb: str, parameters: Strings, logged: bool = True,
-              at: str = '', **how: Any) -> bytes:
-        """Log and run a command, in which new_name becomes new-name. Return its output; raise
-        CommandFailed with its last words. xe says 0 or 1 (xapi: xe-cli/newcli.ml), but 0 after an
-        export that failed (xapi: cli_operations.ml)."""
+    def issue(self, verb, watchdog=None, packer=None, at='', asking=False, **parameters):
+        """Log and run a command, in which new_name becomes new-name; not logged if only `asking`.
+        With a watchdog it transfers a file, the one `at` a path if given, with a packer or fed (see
+        `run`), and a signal ends it. Return its output; raise CommandFailed with its last words. xe
+        says 0 also where an export failed or made no file (xapi: cli_operations.ml)."""
         argv = [self.program, verb]
         given = argv[:]
         for name, value in parameters.items():
@@ -1870,9 +1764,9 @@ class Xe:
             given.append(f'{name}={at if at and name.startswith("file") else value}')
         if search('[\x00-\x1f\x7f]', ''.join(given)):   # where xe would divide a word
             raise CommandFailed(f'xe takes no control character: {quoted(argv)}')
-        if logged:
+        if not asking:
             log((f'{next(self.numbers)}.cmd: ' if self.numbers else '') + quoted(argv))
-        result = run(given, XE_TIMEOUT, **how)
+        result = run(given, XE_TIMEOUT, bool(asking or watchdog), watchdog, packer)
         words = decoded(result.stderr)
         log(*words.splitlines())
         if result.returncode:
@@ -1893,16 +1787,15 @@ class Xe:
 
 NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
-LOOK = 'vmbackup_look'     # another: a disk that a restore has put on a running VM, both uuids
+MARKED = MARK + ' {}'      # so is called a disk meanwhile
 OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which no copy of it has
 FIELDS = {                 # those that are kept
     'VM': 'tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
-          'VIFs VUSBs guest_metrics snapshots resident_on',
+          'VIFs VUSBs guest_metrics snapshots resident_on', 'VM_guest_metrics': 'os_version',
     'VDI': 'uuid name_label name_description type sharable read_only snapshots SR virtual_size',
     'VBD': 'uuid VDI type device userdevice bootable mode unpluggable empty',
     'VIF': 'uuid device network MTU MAC other_config', 'SR': 'uuid', 'network': 'name_label',
-    'host': 'uuid name_label software_version', 'pool': 'uuid name_label master default_SR',
-    'VM_guest_metrics': 'os_version'}
+    'host': 'uuid name_label software_version', 'pool': 'uuid name_label master default_SR'}
 
 
 class Disk(NamedTuple):
@@ -1939,11 +1832,8 @@ class Marked(NamedTuple):
     networks: Records
 
 
-Snapshots = Sequence[Snapshot]
-
-
 @contextmanager
-def unless_gone() -> Context:
+def unless_gone():
     """Allow calls about an object that may be gone from the pool by now."""
     try:
         yield
@@ -1952,14 +1842,8 @@ def unless_gone() -> Context:
             raise
 
 
-def marked_name(mark: str) -> str:
-    """Return the name of a disk while it is being restored."""
-    return f'{MARK} {mark}'
-
-
-def device_name(device: str, number: str) -> str:
-    """Return the device of a VBD. One of a VM that never ran has only a number: 0 is xvda, 26 is
-    xvdaa (xapi: device_number.ml, string_of_int26)."""
+def device_name(device, number):
+    """Return a VBD's device; a VM that never ran has but its number (xapi: device_number.ml)."""
     if device or not match('[0-9]{1,7}\\Z', number):
         return device or number
     letters, rest = '', int(number) + 1
@@ -1969,12 +1853,12 @@ def device_name(device: str, number: str) -> str:
     return 'xvd' + letters
 
 
-def labelled(record: Record) -> str:
+def labelled(record: Record):
     """Return the name and the uuid of an object."""
     return '{name_label} ({uuid})'.format_map(record)
 
 
-def free_space(sr: Record) -> str:
+def free_space(sr: Record):
     """Return how much of a storage repository is free."""
     size = int(sr['physical_size'])
     free = human_size(max(0, size - int(sr['physical_utilisation'])))
@@ -1983,19 +1867,18 @@ def free_space(sr: Record) -> str:
 
 class Answer(dict):
     """A record, or records by reference: what is not in it is no bug of ours."""
-    def __missing__(self, key: str) -> Any:
+    def __missing__(self, key):
         raise PoolError(f'XenAPI gave an unexpected answer: there is no {key}')
 
 
-def checked(method: str, answer: Any, is_record: bool = True) -> Answer:
-    """Return what a method answers: an object's record, which has a uuid, or something by
-    reference. Raise PoolError for anything else."""
+def checked(method, answer, is_record=True):
+    """Return an answer: a record, which has a uuid, or something by reference; raise PoolError."""
     if not isinstance(answer, dict) or is_record and 'uuid' not in answer:
         raise PoolError(f'XenAPI {method} gave an unexpected answer')
     return Answer(answer)
 
 
-def kept(kind: str, record: Record) -> Record:
+def kept(kind, record: Record):
     """Return of a record what is kept; old pools have not all of it, such as VUSBs."""
     return Answer((field, record[field]) for field in FIELDS[kind].split() if field in record)
 
@@ -2004,25 +1887,22 @@ class Pool:
     """A logged-in session with the pool."""
     redirected = False         # this host is not the master
 
-    def __init__(self, url: str, password: Optional[str]) -> None:
+    def __init__(self, url, password: Optional[str]):
         """Log in as root at http://..., https://... or unix:/path. Raise PoolError."""
         self.patience = XAPI_PATIENCE      # seconds
-        try:
-            import XenAPI
-        except (ImportError, SyntaxError):
-            raise PoolError('XenAPI.py is missing or for Python 2 (copy ours beside VmBackup.py)')
         self.shown = sub('//.*@', '//', url)        # without a password
         options = {'timeout': XAPI_TIMEOUT, 'user_agent': 'VmBackup/' + VERSION}
         bundle = POOL_CERTIFICATES if names_file(POOL_VERIFIES) else None
         try:
+            import XenAPI
             if url.startswith('unix:/'):
                 self.session = XenAPI.xapi_local(native(url[len('unix:'):]), **options)
             elif url.startswith(('http://', 'https://')):
                 self.session = XenAPI.Session(url, ignore_ssl=True, bundle=bundle, **options)
             else:
                 raise ValueError('http://, https:// or unix:/path')
-        except TypeError:                              # the SDK's module has no timeout
-            raise PoolError(f'{XenAPI.__file__} is not ours (copy ours beside VmBackup.py)')
+        except (ImportError, SyntaxError, TypeError):      # the SDK's module has no timeout
+            raise PoolError('XenAPI.py is missing or not ours (copy ours beside VmBackup.py)')
         except OSError as error:
             raise PoolError(f'cannot read {bundle}: {error.strerror or error}')
         except ValueError as error:
@@ -2032,29 +1912,27 @@ class Pool:
         self.tables = {}                   # type: Dict[str, Records]
         self.names = {}                    # type: Dict[str, str]  # of VMs; '' for templates
         if url.startswith('https:') and not bundle:
-            log(f'***NOTE - the certificate of {self.shown} is not checked, as hosts '
-                'of this pool do not check theirs (use local as the password, or xe '
-                'pool-enable-tls-verification)')
+            log(f'***NOTE - the certificate of {self.shown} is not checked, as hosts of this pool '
+                'do not check theirs (local as the password, or xe pool-enable-tls-verification)')
         self.guarded('login_with_password', 'root', password or '', '1.0', 'VmBackup.py')
 
     @classmethod
     @contextmanager
-    def connect(cls, line: CommandLine) -> Iterator['Pool']:
+    def connect(cls, line: CommandLine):
         """Log in as a command line says, yield a Pool, log out. A pool member answers
         HOST_IS_SLAVE over TCP, with the master's address, before it looks at the password (xapi:
         xapi_session.ml); that then goes over TLS only. Raise PoolError, ConfigError."""
         password = password_of(line)
         url = os.environ.get('VMBACKUP_XAPI_URL') or (XAPI_SOCKET if password is None else XAPI_URL)
-        if line.doubt and password == line.password and url.startswith('unix:'):
-            raise PoolError('the first word is no command and no password file, and xapi takes any '
-                            f'password at {url} ({line.doubt})')
+        remark = f' ({line.doubt})' if line.doubt and password in (None, line.password) else ''
+        if remark and password and url.startswith('unix:'):
+            raise PoolError(f'xapi takes any password at {url}, also this word{remark}')
         Signals.current.logging_in = True
         try:
             pool = cls(url, password)
         except PoolError as error:
-            if line.doubt and password in (None, line.password) and error.code in (
-                    UNREACHABLE, 'SESSION_AUTHENTICATION_FAILED'):
-                raise PoolError(f'{error} ({line.doubt})')
+            if error.code in (UNREACHABLE, 'SESSION_AUTHENTICATION_FAILED'):
+                raise PoolError(f'{error}{remark}', error.code)
             if error.code != 'HOST_IS_SLAVE':
                 raise
             master = error.__cause__.details[1]
@@ -2073,7 +1951,7 @@ class Pool:
                 bounded('xapi', pool.guarded, 'session.logout')
             pool.session('close')()
 
-    def call(self, method: str, *arguments: Any) -> Any:
+    def call(self, method, *arguments):
         """Return the result of a call, repeated while xapi is gone; XenAPI.py logs in again."""
         waited = stopwatch()
         for wait in itertools.chain((0, 1, 2), itertools.repeat(5)):
@@ -2092,7 +1970,7 @@ class Pool:
                     log(f'***NOTE - {error}: trying again')
             sleep(wait)
 
-    def guarded(self, method: str, *arguments: Any) -> Any:
+    def guarded(self, method, *arguments):
         """Call; turn everything that XenAPI and its transport raise into a PoolError."""
         import http.client
         import socket
@@ -2119,25 +1997,25 @@ class Pool:
         what = 'login at ' + self.shown if method == 'login_with_password' else method
         raise PoolError(f'XenAPI {what} failed: {words[:LONGEST_LINE]}', code) from cause
 
-    def records(self, kind: str, method: str = 'get_all_records', *arguments: str) -> Records:
+    def records(self, kind, method='get_all_records', *arguments):
         """Return the records of a class, by reference. One call."""
         method = f'{kind}.{method}'
         found = checked(method, self.call(method, *arguments), is_record=False)
         return Answer((ref, checked(method, record)) for ref, record in found.items())
 
-    def record(self, kind: str, ref: str) -> Record:
+    def record(self, kind, ref):
         """Return an object's record, as it is now. One call."""
         method = kind + '.get_record'
         return checked(method, self.call(method, ref))
 
-    def where(self, kind: str, field: str, values: Iterable[str]) -> Records:
+    def where(self, kind, field, values: Iterable[str]):
         """Return the records with one of these values in a field (xapi: db_filter_parse.mly)."""
         if not values:
             return {}
         return self.records(kind, 'get_all_records_where', ' or '.join(
             f'field "{field}" = "{value}"' for value in values))
 
-    def table(self, kind: str) -> Records:
+    def table(self, kind):
         """Return all records of a class by reference, read once."""
         with self.lock:
             if kind not in self.tables:
@@ -2145,7 +2023,7 @@ class Pool:
                                            for ref, record in self.records(kind).items())
             return self.tables[kind]
 
-    def vms(self, marks: Texts = ()) -> Vms:
+    def vms(self, marks: Texts = ()):
         """Return the real VMs, but for those with a mark of the restores that go on. One call."""
         found = []
         for ref, record in self.records('VM').items():
@@ -2157,57 +2035,52 @@ class Pool:
                 found.append(Vm(ref, record['uuid'], record['name_label'], kept('VM', record)))
         return found
 
-    def reread(self, vm: Vm) -> Vm:
+    def reread(self, vm: Vm):
         """Return the VM as it is now, but for its name; raise BackupFailed if it is gone."""
         with unless_gone():
             return vm._replace(record=kept('VM', self.record('VM', vm.ref)))
         raise BackupFailed('VM-NOT-FOUND', 'the VM is no longer in the pool')
 
-    def known(self, kind: str, ref: str, fresh: bool = False) -> Record:
+    def known(self, kind, ref, fresh=False):
         """Return an object's record, as the table has it, unless it has to be fresh."""
         return not fresh and self.table(kind).get(ref) or self.record(kind, ref)
 
-    def disks(self, vm: Vm, fresh: bool = False) -> List[Disk]:
+    def disks(self, vm: Vm, fresh=False):
         """Return a VM's disks by their devices, no CD drives; two calls for each that is fresh."""
         found = []
         for ref in vm.record['VBDs']:
             vbd = self.known('VBD', ref, fresh)
             if vbd['type'] == 'Disk' and vbd['VDI'] != NULL:
                 vdi = self.known('VDI', vbd['VDI'], fresh)
-                found.append(Disk(
-                    device_name(vbd['device'], vbd['userdevice']), vdi['name_label'],
-                    int(vdi['virtual_size']), ref, vbd, vbd['VDI'], vdi,
-                    self.field('SR', vdi['SR'], 'uuid')))
+                device = device_name(vbd['device'], vbd['userdevice'])
+                found.append(Disk(device, vdi['name_label'], int(vdi['virtual_size']), ref, vbd,
+                                  vbd['VDI'], vdi, self.field('SR', vdi['SR'], 'uuid')))
         return sorted(found, key=lambda disk: disk.vbd['userdevice'].zfill(9))
 
-    def vifs(self, vm: Vm) -> List[Record]:
+    def vifs(self, vm: Vm):
         """Return a VM's VIFs, in the order of their devices, with the names of their networks."""
         vifs = [self.known('VIF', ref) for ref in vm.record['VIFs']]
         return [{**vif, 'network_name_label': self.field('network', vif['network'])}
                 for vif in sorted(vifs, key=lambda vif: vif['device'].zfill(9))]
 
-    def snapshots(self, kind: str, values: Texts, field: str = 'snapshot_of') -> Snapshots:
+    def snapshots(self, kind, values: Texts, field='snapshot_of'):
         """Return snapshots of a kind, VM or VDI, with one of the values in a field. One call."""
-        found = []
-        for ref, record in self.where(kind, field, values).items():
-            if record['is_a_snapshot']:
-                uuid = record['uuid']
-                found.append(Snapshot(
-                    ref, uuid, record['name_label'], record['snapshot_of'],
-                    str(record['snapshot_time']), record['VBDs'],
-                    record.get('is_a_template', False), int(record.get('virtual_size', 0)),
-                    record.get('tags', ()), record['other_config'].get(OWN) == uuid))
-        return found
+        return [
+            Snapshot(ref, record['uuid'], record['name_label'], record['snapshot_of'],
+                     str(record['snapshot_time']), record['VBDs'],
+                     record.get('is_a_template', False), int(record.get('virtual_size', 0)),
+                     record.get('tags', ()), record['other_config'].get(OWN) == record['uuid'])
+            for ref, record in self.where(kind, field, values).items() if record['is_a_snapshot']]
 
     @staticmethod
-    def waiting(what: str) -> Context:
+    def waiting(what):
         """Yield while xapi may be ending what nobody waits for; raise PoolError after a while."""
         for wait in SNAPSHOT_PAUSES + (0,):
             yield
             sleep(wait)
         raise PoolError(what)
 
-    def wait_for_snapshot(self, kind: str, ref: str) -> None:
+    def wait_for_snapshot(self, kind, ref):
         """Wait until no snapshot of an object is being made; raise PoolError after a while. xapi
         finishes a snapshot whose client is gone (xapi: xapi_cli.ml). While that waits for another
         operation, up to two hours, only a task tells of it (xapi: helpers.ml, retry)."""
@@ -2222,7 +2095,7 @@ class Pool:
             if not busy:
                 return
 
-    def await_exports(self, kind: str, ref: str) -> None:
+    def await_exports(self, kind, ref):
         """Wait for a VM snapshot's exports, which may be anybody's; a disk shows its own."""
         for _ in self.waiting('it is still being exported') if kind == 'VM' else ():
             with suppress(PoolError):                  # removing the snapshot will tell
@@ -2230,7 +2103,7 @@ class Pool:
                     continue
             return
 
-    def holds(self, owners: Records, disks: Iterable[str], mode: str, sure: bool) -> List[Any]:
+    def holds(self, owners: Records, disks: Iterable[str], mode, sure):
         """Return the VBDs of disks of ours that none of their `owners`, VMs by reference, has; what
         uses each, or may do so; and if nothing does (''), whether a transfer has left it, as else
         it is a person's. Four calls where there is one, and two for each."""
@@ -2262,7 +2135,7 @@ class Pool:
             found.append((vbd, user, leaked))
         return found
 
-    def is_of_transfer(self, vbd: Record, mode: str, sure: bool) -> bool:
+    def is_of_transfer(self, vbd: Record, mode, sure):
         """Return whether a VBD of dom0 is as a transfer makes it (xapi: attach_helpers.ml), in a
         mode (`sure`: nobody else can). It stays if xapi ends meanwhile, or storage keeps the disk.
         Up to xapi 26.15 it names its task; later it shows only, having no metrics, that it is from
@@ -2279,17 +2152,16 @@ class Pool:
                 f'(sm/backend/[^/]+/{re.escape(disk)})?\\Z', vbd['device']))
         return list(vbd['other_config']) == ['task_id']
 
-    def progress(self, word: str, others: Iterable[str] = ()) -> Dict[str, float]:
-        """Return which share of their work pending tasks have done, by reference, that carry a word
-        in name or description: the uuid of a VM that is exported, `VDI import` (recorded from xapi
-        25.33.2, 26.17.0); but for the others. None, where xapi does not tell."""
+    def progress(self, word, others: Iterable[str] = ()):
+        """Return the progress of pending tasks but the others, by reference, that have a word in
+        name or description: an exported VM's uuid, `VDI import` (in xapi 25.33.2 and 26.17.0)."""
         with suppress(PoolError):
             return {ref: task['progress'] for ref, task in self.records('task').items()
                     if task['status'] == 'pending' and ref not in others
                     and word in task['name_label'] + task['name_description']}
         return {}
 
-    def is_gone(self, kind: str, uuid: str) -> bool:
+    def is_gone(self, kind, uuid):
         """Return whether the pool says that there is no such object."""
         try:
             self.call(kind + '.get_by_uuid', uuid)
@@ -2297,26 +2169,23 @@ class Pool:
             return error.code == 'UUID_INVALID'
         return False
 
-    def marked(self, mark: str) -> Marked:
+    def marked(self, mark):
         """Return the VMs, disks and networks that carry a restore's mark. Three calls."""
-        found = []
-        for kind in ('VM', 'VDI', 'network'):
-            found.append({ref: record for ref, record in self.records(kind).items()
-                          if record['other_config'].get(MARK) == mark
-                          or record['name_label'] == marked_name(mark)})
-        return Marked(*found)
+        return Marked(*(
+            {ref: record for ref, record in self.records(kind).items()
+             if record['other_config'].get(MARK) == mark
+             or record['name_label'] == MARKED.format(mark)} for kind in ('VM', 'VDI', 'network')))
 
-    def field(self, kind: str, ref: str, name: str = 'name_label') -> str:
+    def field(self, kind, ref, name='name_label'):
         """Return a text of an object, usually its name, as the table has it, '' for none."""
         return self.table(kind).get(ref, {}).get(name, '')
 
-    def vm_words(self, vm: Vm) -> str:
+    def vm_words(self, vm: Vm):
         """Return what tells a VM from its namesakes: uuid, state and host."""
-        record = vm.record
-        host = self.field('host', record['resident_on'])
-        return f'{vm.uuid} ({record["power_state"]}{host and ", on " + host})'
+        host = self.field('host', vm.record['resident_on'])
+        return f'{vm.uuid} ({vm.record["power_state"]}{host and ", on " + host})'
 
-    def sr_words(self, srs: Records) -> str:
+    def sr_words(self, srs: Records):
         """Return what tells storage repositories from each other: uuid, hosts and free space."""
         words, pbds = [], self.records('PBD').values()
         for ref, sr in srs.items():
@@ -2326,35 +2195,34 @@ class Pool:
                 sr['name_label'], sr['uuid'], abbreviate(hosts) or 'no host', free_space(sr)))
         return abbreviate(words)
 
-    def own_record(self) -> Record:
+    def own_record(self):
         """Return the pool's own record, as the table has it."""
         for record in self.table('pool').values():
             return record
         raise PoolError('XenAPI names no pool')
 
-    def uuid(self) -> str:
+    def uuid(self):
         """Return the uuid of the pool."""
         return self.own_record()['uuid']
 
-    def identity(self) -> Record:
+    def identity(self):
         """Return what a manifest tells of the pool: pool {name, uuid}, and the master's xapi."""
         pool = self.own_record()
         return {'pool': {'name': pool['name_label'], 'uuid': pool['uuid']},
                 'xapi': self.table('host')[pool['master']]['software_version'].get('xapi', '')}
 
-    def version(self) -> tuple:
-        """Return major and minor version of the master's xapi; (0, 0) if unknown."""
-        digits = match(r'(\d+)\.(\d+)', self.identity()['xapi'])
-        return tuple(map(int, digits.groups())) if digits else (0, 0)
+    def version(self):
+        """Return the numbers in the version of the master's xapi, none if it is unknown."""
+        return tuple(map(int, findall('[0-9]+', self.identity()['xapi'])))
 
     @functools.lru_cache()
-    def ahead(self) -> int:
+    def ahead(self):
         """Return the seconds that the master's clock is ahead of ours, if known. Asked once."""
         with suppress(PoolError, ValueError):
             return seconds_ahead(str(self.call('host.get_servertime', self.own_record()['master'])))
         return 0
 
-    def is_master(self) -> bool:
+    def is_master(self):
         """Return whether this host, or else the one that we logged in at, is the master. A member
         logs nobody in, and its unix socket leads to the master (xapi: xapi_session.ml,
         api_server.ml), so that the installation's uuid is compared."""
@@ -2378,7 +2246,6 @@ PARTIAL = '.partial'       # ends the name of a file that is long in the writing
 HOLE = 1 << 16             # bytes of zeros that a sparse file leaves out
 NOTHING = bytes(HOLE)
 NEW = '.new'               # ends the name of such a file while it is written
-LONGEST_NAME = 255         # bytes of a file name on Linux (limits.h: NAME_MAX)
 LONGEST_PART = 247         # of a VM's directory, with room for .xva.zst behind it
 # Parts of a path that a NAS, a desktop or a client drops: Synology, QNAP, WD, Samba
 # (vfs_recycle(8)); macOS, netatalk, Windows, KDE (github/gitignore: Global); freedesktop.org; what
@@ -2394,14 +2261,12 @@ OURS = re.compile(             # what we, or 3.25, write into a dated directory 
     r'DISK-[xhs]v?d[a-z]+|VIFs(/(vif-[^/]*\.cfg)?)?)\Z', IGNORECASE)  # as a share may list it
 INTENT = 'snapshot.json'   # in a dated directory, while a snapshot of ours may be in the pool
 UUID = '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}'
-LACKS = {                  # of what, where a file cannot be written
-    ENOSPC: 'no space left', EDQUOT: 'quota exceeded',
-    EFBIG: 'file size limit (ulimit -f, or 4 GiB on FAT) reached'}
+LACKS = {ENOSPC: 'no space left', EDQUOT: 'quota exceeded',     # where a file cannot be written
+         EFBIG: 'file size limit (ulimit -f, or 4 GiB on FAT) reached'}
 LACKED = ['', -1e9]        # type: List[Any]       # what was lacking last, and when
-Sifted = Iterator[Tuple[str, bool, str]]   # path, is it a directory, is it ours, dropped, person
 
 
-def path_part(name: str) -> str:
+def path_part(name):
     """Return a VM name as a part of a path, that of no other: slashes and such are encoded as %2F,
     what looks so or, in front, as a directory of ours, too; one too long is cut, with a digest."""
     safe = label_part(name or '\0', '^[.]|(?<=^[.])[.]\\Z|^M(?=ETADATA_)|~(?=[0-9a-f]{8}\\Z)|'
@@ -2414,26 +2279,26 @@ def path_part(name: str) -> str:
     return native(safe)
 
 
-def twin_part(name: str, uuid: str) -> str:
+def twin_part(name, uuid):
     """Return that of a VM whose name another one has, or had: that of no VM by its name alone."""
     return sub('%7E(?=[0-9a-f]{8}\\Z)', '~', path_part(f'{name}~{uuid:.8}'))
 
 
-def folded(name: str) -> str:
+def folded(name):
     """Return a name without what some shares take for no difference: case (SMB, NTFS, APFS), how
     letters are composed (APFS, HFS+, ZFS), dots and blanks at the end (Windows servers)."""
     text = encoded(name).decode('utf-8', 'replace')
     return unicodedata.normalize('NFD', text.casefold()).rstrip('. ')
 
 
-def label_part(text: str, special: str = '[\x00-\x1f\x7f]') -> str:
+def label_part(text, special='[\x00-\x1f\x7f]'):
     """Return text for a snapshot's label: xe would split an argument at a newline and drop a final
     carriage return (xapi: xapi_cli.ml, get_line), so control characters are percent-encoded."""
     return sub(special, lambda found: f'%{ord(found.group()):02X}', text)
 
 
 @contextmanager
-def naming(path: str) -> Context:
+def naming(path):
     """Have an OSError tell a path, where the system was given a handle."""
     try:
         yield
@@ -2443,7 +2308,7 @@ def naming(path: str) -> Context:
 
 
 @contextmanager
-def allowing(*numbers: int) -> Context:
+def allowing(*numbers):
     """Suppress an OSError of one of these numbers."""
     try:
         yield
@@ -2452,7 +2317,7 @@ def allowing(*numbers: int) -> Context:
             raise
 
 
-def step_down(handle: int, above: str, path: str, inside: bool = True) -> int:
+def step_down(handle, above, path, inside=True):
     """Open a directory below an open one, which is closed: through no link, in its file system."""
     for part in filter(None, path[len(above):].split('/')):
         above = join(above, part)
@@ -2470,24 +2335,22 @@ def step_down(handle: int, above: str, path: str, inside: bool = True) -> int:
     return handle
 
 
-def open_directory(path: str) -> int:
+def open_directory(path):
     """Open a directory; links on its path are followed in this host's own file systems."""
     handle = os.open(path, O_DIRECTORY)
-    # There was no link, but in /proc.
     if os.readlink(f'/proc/self/fd/{handle}') == path or path.startswith('/proc/'):
-        return handle
+        return handle                                  # there was no link, but in /proc
     os.close(handle)
     with naming(path):
         for here, mode, _ in way(path):
             above, name = split(here)
             if S_ISLNK(mode) and not is_local(above):
                 raise OSError(ELOOP, f'is a symbolic link: {name} in {above}')
-        # Where no link may have come meanwhile.
-        return step_down(os.open('/', O_DIRECTORY), '/', here, False)
+        return step_down(os.open('/', O_DIRECTORY), '/', here, False)      # through no new link
 
 
 @contextmanager
-def folder(path: str) -> Iterator[int]:
+def folder(path):
     """Yield a handle of a directory. Below ROOTS no part of its path may be a link, or lie on
     another file system; of one held open, what has its path now does not count. Raise OSError."""
     with HOLDING:
@@ -2506,7 +2369,7 @@ def folder(path: str) -> Iterator[int]:
 
 
 @contextmanager
-def place(path: str) -> Iterator[Tuple[str, int]]:
+def place(path):
     """Yield the name of a file and a handle of its directory (see `folder`). Raise OSError."""
     directory, name = split(path)
     with folder(directory) as handle, naming(path):
@@ -2514,14 +2377,14 @@ def place(path: str) -> Iterator[Tuple[str, int]]:
 
 
 @contextmanager
-def handed(path: str) -> Iterator[str]:
+def handed(path):
     """Yield a path for a program that makes a file, through our handle (Linux: proc(5), fd)."""
     with place(path) as (name, handle):
         yield f'/proc/{getpid()}/fd/{handle}/{name}'
 
 
 @contextmanager
-def hold(path: str) -> Context:
+def hold(path):
     """Hold a directory open: what is done below its path meanwhile is done in it. Raise OSError."""
     with folder(path) as handle:
         with HOLDING:
@@ -2535,20 +2398,20 @@ def hold(path: str) -> Context:
                     del HELD[path]
 
 
-def check_held(path: str) -> None:
+def check_held(path):
     """Raise TargetError if a path, or that above, is not what is held open any more; OSError."""
     for each in (dirname(path), path):
         if each in HELD and not samestat(status_of(each), fstat(HELD[each][0])):
             raise TargetError(f'{each} was replaced by another directory meanwhile')
 
 
-def status_of(path: str) -> os.stat_result:
+def status_of(path):
     """Return what lstat(2) tells. Raise OSError."""
     with place(path) as (name, directory):
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
 
-def is_there(path: str) -> bool:
+def is_there(path):
     """Tell whether there is a file. Raise OSError, as a share in trouble proves nothing."""
     with suppress(FileNotFoundError):
         status_of(path)
@@ -2556,7 +2419,7 @@ def is_there(path: str) -> bool:
     return False
 
 
-def names_in(path: str) -> Dict[str, bool]:
+def names_in(path):
     """Return the names in a directory, and if each is a directory and no link. Raise OSError."""
     if path.count('/') > 100:                          # we make three below backup_dir
         raise OSError(ELOOP, 'lies too deep in other directories', path)
@@ -2565,7 +2428,7 @@ def names_in(path: str) -> Dict[str, bool]:
         return {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
 
 
-def is_dropped(path: str) -> bool:
+def is_dropped(path):
     """Tell whether a NAS or such dropped that; ._NAME has to be an AppleDouble file, or empty."""
     if not basename(path).startswith('._'):
         return bool(DROPPED.search(basename(path)))
@@ -2578,7 +2441,7 @@ def is_dropped(path: str) -> bool:
         return False
 
 
-def sift(path: str, is_ours: Callable, part: str = '') -> Sifted:
+def sift(path, is_ours: Callable, part=''):
     """Yield what is in a directory; 'ours' is told by the path from there. Archives and images come
     first, what is in a directory of ours before it; one with something of a person in it counts for
     nothing itself, and nobody looks into others. Raise OSError."""
@@ -2597,7 +2460,7 @@ def sift(path: str, is_ours: Callable, part: str = '') -> Sifted:
             yield each, found[name], whose
 
 
-def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 1) -> int:
+def open_file(path, flags=O_RDONLY, mode=0o600, names=1):
     """Open a file, or make it if the flags say so and it is missing. Raise OSError for a link, a
     file with more names (it may be anybody's), a pipe, a device: those are not even opened."""
     with place(path) as (name, directory):
@@ -2621,24 +2484,24 @@ def open_file(path: str, flags: int = O_RDONLY, mode: int = 0o600, names: int = 
             os.close(handle)
 
 
-def create(path: str) -> Any:
+def create(path):
     """Make a file that only its owner may read; return it, open to be written. Raise OSError."""
     return open(open_file(path, O_WRONLY | O_CREAT | O_EXCL), 'wb')
 
 
-def reading(path: str) -> Any:
+def reading(path):
     """Return a file, open to be read without a buffer. Raise OSError."""
     return open(open_file(path), 'rb', buffering=0)
 
 
-def load(path: str, limit: int = LONGEST_RECORD, names: int = 1) -> bytes:
+def load(path, limit=LONGEST_RECORD, names=1):
     """Return what a file on the share holds, so many bytes at most. Raise OSError."""
     with naming(path), open(open_file(path, names=names), 'rb') as stream:
         return stream.read(limit)
 
 
 @contextmanager
-def new_file(path: str) -> Iterator[Any]:
+def new_file(path):
     """Yield a file that is to be written; when all went well it is forced onto stable storage and
     gets its name, if that is still free. Until then its name ends in .partial. Raise OSError."""
     temporary = path + PARTIAL
@@ -2649,7 +2512,7 @@ def new_file(path: str) -> Iterator[Any]:
             yield stream
             stream.flush()
             os.fsync(stream)
-            with place(path) as (name, directory), allowing(EPERM, ENOTSUP, EMLINK):
+            with place(path) as (name, directory), allowing(EPERM, ENOTSUP, EMLINK, ENOSYS):
                 os.link(basename(temporary), name, src_dir_fd=directory, dst_dir_fd=directory)
             if not is_there(path):     # it has no links: FAT, some shares
                 rename(temporary, basename(path))
@@ -2658,7 +2521,7 @@ def new_file(path: str) -> Iterator[Any]:
             remove(temporary)
 
 
-def write_sparse(stream: Any, pieces: Iterable[Tuple[int, Any]]) -> None:
+def write_sparse(stream, pieces: Iterable):
     """Write pieces of a disk, each at its place, the last of which is empty and at the disk's end;
     where all is zeros nothing is written. Raise OSError."""
     for begin, data in pieces:
@@ -2670,17 +2533,16 @@ def write_sparse(stream: Any, pieces: Iterable[Tuple[int, Any]]) -> None:
     stream.truncate(begin)
 
 
-def make_directory(path: str) -> bool:
-    """Make a directory if it is missing, on stable storage, and return if so; none above it, as the
-    share may be gone. Raise OSError."""
+def make_directory(path, mode=0o700):
+    """Make a missing directory, none above, on stable storage; return if it was. Raise OSError."""
     with suppress(FileExistsError), place(path) as (name, directory):
-        os.mkdir(name, 0o700, dir_fd=directory)
+        os.mkdir(name, mode, dir_fd=directory)
         force(directory)
         return True
     return False
 
 
-def rename(path: str, name: str) -> str:
+def rename(path, name):
     """Give a file or directory another name, on stable storage; return its path. Raise OSError."""
     with place(path) as (old, directory):
         os.rename(old, name, src_dir_fd=directory, dst_dir_fd=directory)
@@ -2688,13 +2550,13 @@ def rename(path: str, name: str) -> str:
     return join(dirname(path), name)
 
 
-def remove(path: str, is_directory: bool = False) -> None:
+def remove(path, is_directory=False):
     """Delete a file, or an empty directory, if no other run has done so. Raise OSError."""
     with suppress(FileNotFoundError), place(path) as (name, directory):
         (os.rmdir if is_directory else os.unlink)(name, dir_fd=directory)
 
 
-def remove_all(path: str, is_directory: bool) -> None:
+def remove_all(path, is_directory):
     """Delete a file, or a directory with all that is in it, through no link. Raise OSError."""
     with suppress(FileNotFoundError):                  # a NAS tidies up, too
         for name, is_one in names_in(path).items() if is_directory else ():
@@ -2702,13 +2564,13 @@ def remove_all(path: str, is_directory: bool) -> None:
     remove(path, is_directory)
 
 
-def room_in(path: str) -> Tuple[int, int]:
+def room_in(path):
     """Return the bytes of a directory's file system, and those that are free. Raise OSError."""
     found = os.statvfs(path)
     return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
 
 
-def reason_of(error: BaseException, need: str = '') -> str:
+def reason_of(error: BaseException, need=''):
     """Return why something failed: where a file found no room, what is used up, and the `need`."""
     lack = LACKS.get(getattr(error, 'errno', 0))
     if lack and error.filename:
@@ -2722,7 +2584,7 @@ def reason_of(error: BaseException, need: str = '') -> str:
     return getattr(error, 'strerror', '') or str(error)
 
 
-def explain(error: BaseException, need: str = '') -> str:
+def explain(error: BaseException, need=''):
     """Return the sentence for what ended something (see reason_of); log a bug's traceback."""
     if isinstance(error, OSError) and error.filename and error.errno not in LACKS:
         return f'cannot access {error.filename}: {reason_of(error)}'
@@ -2733,11 +2595,10 @@ def explain(error: BaseException, need: str = '') -> str:
     return reason_of(error, need)
 
 
-def try_growing(path: str, need: str) -> None:
+def try_growing(path, need):
     """Write more to a file, and remove it. Raise TargetError if that fails: a quota shows so."""
     try:
-        with naming(path), open(open_file(
-                path, O_WRONLY | O_APPEND | O_CREAT | O_DSYNC), 'ab') as stream:
+        with naming(path), open(open_file(path, O_WRONLY | O_CREAT | O_DSYNC), 'ab') as stream:
             stream.write(os.urandom(2**20))            # as storage may make nothing of zeros
     except OSError as error:
         if error.errno != EFBIG:                       # which removing the file may hide
@@ -2749,7 +2610,7 @@ def try_growing(path: str, need: str) -> None:
 
 
 @contextmanager
-def blaming_room(path: str, need: str = '') -> Context:
+def blaming_room(path, need=''):
     """Have what fails begin with why a file cannot be written, if so, as xe never tells of a full
     disk (recorded from xapi 25.6.0: ECONNRESET, EPIPE, VDI_IO_ERROR). The file is removed."""
     try:
@@ -2765,16 +2626,15 @@ def blaming_room(path: str, need: str = '') -> Context:
         raise
 
 
-def size_of(path: str) -> int:
+def size_of(path):
     """Return the bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
     with suppress(FileNotFoundError, NotADirectoryError):
         status = status_of(path)
-        if S_ISREG(status.st_mode):
-            return status.st_size
+        return status.st_size if S_ISREG(status.st_mode) else 0
     return 0
 
 
-def occupied(path: str) -> int:
+def occupied(path):
     """Return the bytes that a file, if it is there, takes on disk, where it may be sparse."""
     with suppress(FileNotFoundError):
         found = status_of(path)
@@ -2782,7 +2642,7 @@ def occupied(path: str) -> int:
     return 0
 
 
-def written(path: str) -> int:
+def written(path):
     """Return the bytes of a file that a command should have written; else raise CommandFailed."""
     size = size_of(path)
     if not size:
@@ -2790,13 +2650,13 @@ def written(path: str) -> int:
     return size
 
 
-def force(file: Any) -> None:
+def force(file):
     """Force an open file, or a handle, onto stable storage, as far as its file system can."""
     with allowing(EINVAL, ENOTSUP, EROFS):             # it has no such call, or nothing to write
         os.fsync(file)
 
 
-def sync(path: str) -> None:
+def sync(path):
     """Force a file onto stable storage; the system need not keep it in memory. Raise OSError."""
     with naming(path), reading(path) as stream:
         force(stream)
@@ -2804,22 +2664,26 @@ def sync(path: str) -> None:
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def sync_directory(path: str) -> None:
+def sync_directory(path):
     """Force a directory onto stable storage. Raise OSError."""
     with naming(path), folder(path) as handle:
         force(handle)
 
 
-def random_digits() -> str:
+def random_digits():
     """Return 32 hex digits that nobody can guess."""
     return os.urandom(16).hex()
 
 
-def write_whole(path: str, data: bytes) -> None:
-    """Write a file for its owner, whole or not at all, onto stable storage. Raise OSError."""
-    temporary = f'{path}.{random_digits()}{NEW}'       # others may write it now, too
+def write_whole(path, data, alone=''):
+    """Write a file for its owner, whole or not at all, onto stable storage; `alone`: what its name
+    has meanwhile where nobody else writes it, so that a kill leaves one at most. Raise OSError."""
+    temporary = f'{path}.{alone or random_digits()}{NEW}'
     try:
+        if alone:
+            remove(temporary)
         with naming(path), create(temporary) as stream:
+            os.fchmod(stream.fileno(), 0o600)          # whatever the umask
             stream.write(data)
             stream.flush()
             os.fsync(stream)
@@ -2832,12 +2696,12 @@ def write_whole(path: str, data: bytes) -> None:
         raise
 
 
-def write_json(path: str, value: Any) -> None:
+def write_json(path, value):
     """Write a value as JSON (see `write_whole`)."""
     write_whole(path, encoded(as_json(value)))
 
 
-def run_create_password_file(line: CommandLine) -> int:
+def run_create_password_file(line: CommandLine):
     """Write a password, obscured (base64, as 3.25), for its owner only. Raise ConfigError."""
     path, password = line.path, line.password or password_typed()
     if exists(path) and not isfile(path):
@@ -2850,7 +2714,7 @@ def run_create_password_file(line: CommandLine) -> int:
     return SUCCESS.status
 
 
-def refuse_mounts(path: str) -> None:
+def refuse_mounts(path):
     """Raise TargetError if another file system is mounted somewhere in a directory."""
     real = realpath(path)
     for point in mount_points():
@@ -2858,13 +2722,13 @@ def refuse_mounts(path: str) -> None:
             raise TargetError(f'another file system is mounted at {point}')
 
 
-def dated(pattern: str, when: datetime) -> str:
+def dated(pattern, when: datetime):
     """Return the name that a pattern of directory_pattern's kind makes of a time."""
     # On 3.6 strftime takes ASCII under LANG=C.
     return sub('%[YmdHMS]', lambda found: when.strftime(found.group()), pattern)
 
 
-def process(number: str = 'self') -> str:
+def process(number='self'):
     """Return a process's number, of ours by default, and when it began, '' for none (proc(5))."""
     with suppress(OSError):
         number, _, more = decoded(read_file(f'/proc/{number}/stat', 4096)).partition(' ')
@@ -2872,7 +2736,7 @@ def process(number: str = 'self') -> str:
     return ''
 
 
-def note_of(path: str) -> str:
+def note_of(path):
     """Return the path of this host's own note of a record. Raise OSError if others can write it."""
     import hashlib
     directory = os.environ.get('VMBACKUP_STATE') or STATE
@@ -2882,20 +2746,20 @@ def note_of(path: str) -> str:
     return f'{directory}/{hashlib.sha256(encoded(path)).hexdigest():.32}.json'
 
 
-def prepare_notes() -> None:
+def prepare_notes():
     """Make the place of this host's notes, if it is missing. Raise OSError as `note_of`."""
     make_directory(os.environ.get('VMBACKUP_STATE') or STATE)
     note_of('')
 
 
-def own_pool() -> str:
+def own_pool():
     """Return the uuid of the pool of this host's last run, '' if it is not noted here."""
     with suppress(OSError, ValueError):
         return str(parse_json(load(note_of('pool'))))
     return ''
 
 
-def programs_with(word: str, variable: str = '') -> Iterator[int]:
+def programs_with(word, variable=''):
     """Yield processes with a word in their arguments, NAME=TEXT and a NUL in their environment."""
     for number in filter(str.isdigit, os.listdir('/proc')):
         with suppress(OSError):                        # it has ended
@@ -2952,29 +2816,6 @@ class Restoring(NamedTuple):
                'other-config, then delete the record)')
 
 
-class Look(NamedTuple):
-    """A disk of a backup that a restore has put on a running VM, until it is detached."""
-    disk: str                  # uuid
-    name: str
-    vm: str                    # uuid
-    vm_name: str
-    mode: str                  # RO or RW
-    pool: str                  # uuid
-    since: str                 # as iso() writes it
-
-    damaged = 'the record of a disk that was attached is damaged (delete .look-*.json there)'
-
-    def is_sound(self) -> bool:
-        """Return whether it can be what we wrote."""
-        return match(UUID + '\\Z', self.disk) is not None
-
-    def words(self) -> str:
-        """Return what is attached where, and what ends that."""
-        return (f'{self.mode} on the VM {self.vm_name} ({self.vm}) since '
-                f'{self.since[:16].replace("T", " ")}: '
-                f'{self.name} (to end that: VmBackup.py detach {self.disk})')
-
-
 class LastRun(NamedTuple):
     """A run of a config, written down in backup_dir when it begins, and anew when it ends."""
     begun: str                 # as iso() writes it
@@ -2988,7 +2829,7 @@ class LastRun(NamedTuple):
     damaged = 'the record of a run in backup_dir is damaged (delete .run-*.json there)'
 
 
-def parse_record(kind: Any, data: bytes) -> Any:
+def parse_record(kind, data):
     """Return the record of such a kind that a file holds; raise TargetError if it holds none."""
     with suppress(ValueError, TypeError):
         told = parse_json(data.partition(b'\ncomplete')[0])    # see mark_complete
@@ -2999,21 +2840,19 @@ def parse_record(kind: Any, data: bytes) -> Any:
     raise TargetError(kind.damaged)
 
 
-def read_record(kind: Any, path: str, data: bytes) -> Any:
-    """Return what this host has noted of a record on the share or else what that holds; raise
-    TargetError if it holds none."""
+def read_record(kind, path, data):
+    """Return what this host noted of a record or else its file holds; raise TargetError if none."""
     with suppress(OSError, TargetError):
         return parse_record(kind, load(note_of(path)))._replace(noted=True)
     return parse_record(kind, data)._replace(noted=False)
 
 
-def is_in_work(record: Any, elsewhere: Callable = lambda record: True) -> bool:
+def is_in_work(record, elsewhere: Callable = lambda record: True):
     """Return whether a record's process may go on; `elsewhere` tells that of another host's."""
     if record.host != this_host():
         return elsewhere(record)
     run = record.process
-    return (run != process() and match(r'[0-9]+ [0-9]+\Z', run) is not None and
-            process(run.split()[0]) == run)
+    return bool(match(r'[0-9]+ [0-9]+\Z', run)) and process(run.split()[0]) == run != process()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -3028,7 +2867,6 @@ GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
 METADATA = 'vm-metadata.xml'
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
 RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
-LOOKED_AT = '.look-{}.json'    # in backup_dir, while a running VM has a disk of a backup
 LOCKS = '.locks'           # in backup_dir: a file for each VM
 RUN = '.run-{:.60}-{:.8}'  # the lock there, and record in backup_dir, of runs
 TWIN = re.compile('~[0-9a-f]{8}\\Z')     # ends the directory of a VM that has a namesake
@@ -3051,29 +2889,29 @@ PROVED = {                 # from least to most
     'checksums': 'all checksums match'}
 
 
-def as_size(value: Any) -> Size:
+def as_size(value):
     """Return bytes in a record, also in text; None for what is no number of less than 9 EB."""
     return int(value) if match(r'[0-8]?[0-9]{1,18}\Z', str(value)) else None
 
 
-def value_in(document: Record, key: str, default: Any = '') -> Any:
+def value_in(document: Record, key, default=''):
     """Return a value in a document if it is of the default's class, else the default."""
     found = document.get(key)
     return found if isinstance(found, type(default)) else default
 
 
-def uuid_and_device(disk: Record) -> DiskId:
+def uuid_and_device(disk: Record):
     """Return what a manifest has of a disk, to know it again by."""
     return value_in(disk, 'uuid'), value_in(disk, 'device')
 
 
-def items_in(document: Record, key: str, kind: type) -> Optional[list]:
+def items_in(document: Record, key, kind: type):
     """Return what a list in a document has of a class, None without a list."""
     found = document.get(key)
     return [each for each in found if isinstance(each, kind)] if isinstance(found, list) else None
 
 
-def as_time(text: Any) -> Time:
+def as_time(text):
     """Return a text that is a time, as iso() writes it; None for all else."""
     with suppress(ValueError, TypeError):
         seconds_of(text)
@@ -3081,12 +2919,13 @@ def as_time(text: Any) -> Time:
     return None
 
 
-def finding(found: Record) -> Record:
+def finding(found: Record):
     """Return what a manifest tells of a verification or a test restore, {} where there was none."""
     if not found:
         return {}
     proved = value_in(found, 'proved')
-    return {'when': as_time(found.get('when')), 'fault': value_in(found, 'fault') or None,
+    fault = None if found.get('fault') is None else value_in(found, 'fault') or 'unknown'
+    return {'when': as_time(found.get('when')), 'fault': fault,
             'proved': proved if proved in PROVED else None,
             'sr': value_in(found, 'sr') or None, 'seconds': value_in(found, 'seconds', 0) or None}
 
@@ -3110,30 +2949,30 @@ class Manifest(NamedTuple):
     digests: Record = {}       # SHA-256 by the names of the files, uncompressed
     known: bool = False        # whether there is one
 
-    def images(self) -> Texts:
+    def images(self):
         """Return the names of the archives and images."""
         named = [value_in(disk, 'file') for disk in self.disks]
         return [name for name in [*self.files, *named] if name.endswith(IMAGES)]
 
     @property
-    def holds(self) -> DiskIds:
+    def holds(self):
         """Return uuid and device of each disk that is in it."""
         return list(map(uuid_and_device, self.disks))
 
     @property
-    def of_the_vm(self) -> DiskIds:
+    def of_the_vm(self):
         """Return uuid and device of each disk that the VM had, but for those never backed up."""
         return [uuid_and_device(disk) for disk in self.disks + self.left_out
                 if value_in(disk, 'why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
 
-    def disk(self, name: str) -> Record:
+    def disk(self, name):
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
         for disk in self.disks:
             if folded(plain_name(value_in(disk, 'file'))) == folded(plain_name(name)):
                 return disk
         return self.disks[0] if self.disks else {}
 
-    def other(self, backup: 'Backup') -> str:
+    def other(self, backup: 'Backup'):
         """Return whose a backup is, '' for this VM's; a uuid or pool that it does not tell is."""
         manifest = backup.manifest
         if self.pool and manifest.pool not in ('', self.pool):
@@ -3144,13 +2983,12 @@ class Manifest(NamedTuple):
             return f'of an earlier VM of this name, {manifest.uuid}'
         return f'of another VM, {manifest.uuid}'
 
-    def rotates(self, backup: 'Backup') -> bool:
+    def rotates(self, backup: 'Backup'):
         """Return whether a backup is rotated with those of this VM."""
-        other = self.other(backup)
-        return not other or other.startswith('of an earlier')
+        return bool(match(r'of an earlier|\Z', self.other(backup)))
 
 
-def manifest_of(document: Record) -> Manifest:
+def manifest_of(document: Record):
     """Return what a document tells."""
     vm = value_in(document, 'vm', {})
     number = value_in(document, 'number', 0)
@@ -3168,7 +3006,7 @@ def manifest_of(document: Record) -> Manifest:
         value_in(verified, 'digests', {}), bool(document))
 
 
-def document_in(directory: str) -> Record:
+def document_in(directory):
     """Return all that a backup's manifest tells, {} for none or a damaged one. Raise OSError."""
     with allowing(ENOENT, EINVAL), suppress(ValueError):
         document = parse_json(load(f'{directory}/{MANIFEST}'))
@@ -3188,40 +3026,39 @@ class Backup(NamedTuple):
     protected: bool = False
     trouble: Optional[OSError] = None  # why it could not be read
 
-    def has_marker(self) -> bool:
+    def has_marker(self):
         """Look anew whether it carries a marker. Raise OSError."""
         if any(is_there(self.file(marker)) for marker in MARKERS):
             return True
         status_of(self.path)
         return False
 
-    def file(self, name: str) -> str:
+    def file(self, name):
         """Return the path of a file in it."""
         return f'{self.path}/{name}'
 
-    def told(self, file: str, key: str) -> str:
+    def told(self, file, key):
         """Return a value that a .cfg file in it has, '' if there is none."""
         with suppress(OSError):
             for value in findall(f'^{key}=(.*)$', decoded(load(self.file(file))), MULTILINE):
                 return value
         return ''
 
-    def with_devices(self) -> Manifest:
+    def with_devices(self):
         """Return its manifest, with what its files tell: 3.25 wrote none, 5.0.0 no other disks, but
         vm.cfg, and a DISK-xvda for each disk of the VM. Raise OSError."""
         manifest = self.manifest
-        devices = [name[5:] for name, is_directory in sorted(names_in(self.path).items())
-                   if is_directory and name.upper().startswith('DISK-')]
+        found = [name[5:] for name, is_directory in sorted(names_in(self.path).items())
+                 if is_directory and name.upper().startswith('DISK-')]
         if not manifest.known:
             whole = any('.xva' in name for name in self.archives())
             manifest = Manifest(
                 name=self.told('vm.cfg', 'name_label'), uuid=self.told('vm.cfg', 'orig_uuid'),
-                disks=[{'device': device} for device in devices if whole or device == 'xvda'])
+                disks=[{'device': each} for each in found if whole or each == 'xvda'])
         held = [disk.get('device') for disk in manifest.disks]
-        return manifest._replace(left_out=[
-            {'device': device} for device in devices if device not in held])
+        return manifest._replace(left_out=[{'device': each} for each in found if each not in held])
 
-    def archives(self) -> Texts:
+    def archives(self):
         """Return the names of its archives and images: those in the manifest, packed by now or not;
         without one those with names of ours or, if it was moved, all. Raise OSError."""
         found = sorted(name for name in names_in(self.path)
@@ -3236,7 +3073,7 @@ class Backup(NamedTuple):
         named = [name for name in found if match(stem, folded(splitext(plain_name(name))[0]))]
         return named or (found if self.has_marker() else [])
 
-    def check_archives(self) -> Texts:
+    def check_archives(self):
         """Return `archives`; raise Damaged if one in the manifest is missing, or all."""
         found = self.archives()
         if not found:
@@ -3246,42 +3083,41 @@ class Backup(NamedTuple):
                 raise Damaged(f'{name} is missing')
         return found
 
-    def disk_size(self, name: str) -> Size:
+    def disk_size(self, name):
         """Return the bytes of an image's disk by the manifest or, for 3.25's, vdi.cfg of xvda."""
         return as_size(self.manifest.disk(name).get('virtual_size') if self.manifest.known else
                        self.told('DISK-xvda/vdi.cfg', 'virtual_size'))
 
-    def contents(self) -> Sifted:
+    def contents(self):
         """Yield what is in it (see `sift`); ours: what we wrote, also if a person packed images."""
         images = set(map(plain_name, self.archives()))
         return sift(self.path, lambda name: OURS.match(name) or plain_name(name) in images)
 
-    def files(self) -> Texts:
+    def files(self):
         """Return the names of all files in it that are ours. Raise OSError."""
-        return [name for name, is_directory, whose in self.contents()
-                if whose == 'ours' and not is_directory]
+        return [name for name, is_dir, whose in self.contents() if whose == 'ours' and not is_dir]
 
-    def owners(self) -> Set[str]:
+    def owners(self):
         """Return whose is what is in it, but for what was dropped; images are a person's here."""
         return {whose for _, _, whose in sift(self.path, OURS.match) if whose != 'dropped'}
 
-    def occupied(self) -> int:
+    def occupied(self):
         """Return the bytes that its files take on disk. Raise OSError."""
         return sum(occupied(self.file(name)) for name in self.files())
 
-    def unchanged_for(self) -> float:
+    def unchanged_for(self):
         """Return the seconds since anything in it changed, by the share's clock. Raise OSError."""
         return now().timestamp() - max(
             status_of(self.file(name)).st_mtime for name in ['.', *names_in(self.path)])
 
-    def intent(self) -> Optional[Intent]:
+    def intent(self):
         """Return the snapshot that may be in the pool: this host's note, or a record, or None."""
         with suppress(FileNotFoundError):
             return read_record(Intent, self.file(INTENT), load(self.file(INTENT)))
         return None
 
 
-def read_backup(path: str, date: Optional[datetime]) -> Backup:
+def read_backup(path, date: Optional[datetime]):
     """Read a directory; `date`: what its name stands for. Raise FileNotFoundError."""
     when = 0.0
     started = None             # type: Time
@@ -3301,8 +3137,9 @@ def read_backup(path: str, date: Optional[datetime]) -> Backup:
             if good or date:
                 if manifest.earlier is None:
                     manifest = seen.with_devices()
-                sizes = {name: manifest.files.get(name) or size_of(seen.file(name))
-                         for name in manifest.images() or seen.archives()}
+                sizes = {name: size for name, size in manifest.files.items()
+                         if name.endswith(IMAGES)} or {
+                    name: size_of(seen.file(name)) for name in seen.archives()}
                 if not good and seen.owners() == {'person'}:
                     outcome = 'remains'
     except FileNotFoundError:
@@ -3317,23 +3154,19 @@ def read_backup(path: str, date: Optional[datetime]) -> Backup:
     return Backup(path, outcome, when, started, manifest, sizes, protected)
 
 
-Backups = Sequence[Backup]
-Judged = List[Tuple[Backup, Texts]]    # backups, and why each is kept
-
-
-def disks_in_none(manifests: Iterable[Manifest], disks: DiskIds) -> str:
+def disks_in_none(manifests: Iterable[Manifest], disks: DiskIds):
     """Return the devices of those disks of a VM that none of its backups has."""
     held = [disk for manifest in manifests for disk in manifest.holds]
     return ', '.join(disk[1] for disk in disks if not has_disk(held, disk, disks))
 
 
-def of_own_pool(backups: Backups) -> Backups:
+def of_own_pool(backups: Sequence[Backup]):
     """Return those of this host's pool or, where there are none, all."""
     pool = own_pool()
     return [backup for backup in backups if pool and backup.manifest.pool in ('', pool)] or backups
 
 
-def run_name(config: str, only: str = '') -> str:
+def run_name(config, only=''):
     """Return the name, less its ending, of the record of runs of a config on this host."""
     import hashlib
     host = this_host()
@@ -3346,20 +3179,20 @@ def run_name(config: str, only: str = '') -> str:
 class History:
     """The directory of one VM, and its backups."""
 
-    def __init__(self, directory: str, patterns: Texts) -> None:
+    def __init__(self, directory, patterns: Texts):
         self.directory = directory
         self.patterns = patterns
         self.listed = None     # type: Optional[List[str]]
         self.known = {}        # type: Dict[str, Backup]
         self.refused = ''      # why it was not looked into
 
-    def as_it_is(self) -> 'History':
+    def as_it_is(self):
         """Return it, to be listed and read anew; else what is in it is looked at once."""
         self.listed = None
         self.known.clear()
         return self
 
-    def names(self) -> Texts:
+    def names(self):
         """Return the directories in it; none where we may not look."""
         if self.listed is None:
             try:
@@ -3373,20 +3206,18 @@ class History:
                 self.listed = []
         return self.listed
 
-    def date_of(self, name: str) -> Optional[datetime]:
+    def date_of(self, name):
         """Return the time that a directory's name stands for, None if it is not one of ours."""
         for pattern in self.patterns:
             with suppress(ValueError):
                 when = datetime.strptime(name, pattern)
                 # strptime takes less than two digits, too; a share may list it in another case.
-                if (1970 <= when.year < 9000           # as seconds_of
-                        and dated(pattern, when).lower() == name.lower()):
+                if 1970 <= when.year < 9000 and dated(pattern, when).lower() == name.lower():
                     return when
         return None
 
-    def backups(self, renamed: bool = False) -> Backups:
-        """Read the dated directories, if `renamed` others, too; return them, oldest first: by
-        numbers; 3.25's and failures by their time."""
+    def backups(self, renamed=False):
+        """Read the dated directories, or all; return them, oldest first: by number or by time."""
         dates = {name: self.date_of(name) for name in self.names()}
         names = [name for name in dates if dates[name] or renamed and not name.startswith('.')]
         found = []             # type: List[Backup]
@@ -3402,22 +3233,22 @@ class History:
         others = found[:len(found) - len(numbered)]
         return list(heapq.merge(numbered, others, key=lambda backup: backup.when))
 
-    def completed(self, renamed: bool = False) -> Backups:
+    def completed(self, renamed=False):
         """Return the completed backups of these. What cannot be read is none of them."""
         return [backup for backup in self.backups(renamed) if backup.outcome in COMPLETE]
 
-    def holds_any(self) -> bool:
+    def holds_any(self):
         """Return whether there are backups in it, or failures' records."""
         return any(map(self.date_of, self.names())) or bool(self.completed(True))
 
-    def everything(self) -> Backups:
+    def everything(self):
         """Return all directories in it: backups, the newest first, then what is none."""
         half = [Backup(path, 'being deleted') for path in self.half_deleted()]
         return sorted(self.backups(True)[::-1] + half,
                       key=lambda each: each.path if each.outcome in NO_BACKUP else '')
 
-    def judged(self, policy: Policy, owner: Manifest, disks: DiskIds = (),
-               new: Optional[Aged] = None, path: str = '') -> Judged:
+    def judged(self, policy: Dict[str, int], owner: Manifest, disks: DiskIds = (),
+               new: Optional[Aged] = None, path=''):
         """Return why each of the owner's backups is kept, also beside a new one at that path. Till
         it has one, the last sound one and what is newer have to stay, and are left out. `disks`:
         those of the VM, by default as its newest backup that tells of any has them."""
@@ -3433,12 +3264,12 @@ class History:
                            if each.sound and not each.protected), default=0):]
         return found
 
-    def last_owner(self) -> Manifest:
+    def last_owner(self):
         """Return whose they are by the newest backup that tells it, one of our pool if any is."""
         found = [backup for backup in self.completed()[::-1] if backup.manifest.uuid]
         return (*of_own_pool(found), Backup(''))[0].manifest
 
-    def vm_name(self) -> str:
+    def vm_name(self):
         """Return its VM's name: the newest manifest's, if the directory is called so, or that."""
         part = basename(self.directory)
         for backup in reversed(self.backups()):
@@ -3448,7 +3279,7 @@ class History:
                 return name
         return encoded(part).decode('utf-8', 'replace')
 
-    def owner(self) -> Vm:
+    def owner(self):
         """Return the VM that they are of, by the newest that tells it, of our pool if any is; its
         tags by the newest completed one, or a newer one that has them."""
         found = [backup for backup in reversed(self.backups(True)) if backup.manifest.uuid]
@@ -3464,14 +3295,14 @@ class History:
                 break
         return Vm(self.directory, uuid, self.vm_name(), record, self)
 
-    def user_of(self, uuids: Texts) -> str:
+    def user_of(self, uuids: Texts):
         """Return which of some VMs uses it, by the newest record, or else a claim; '' for none."""
         for backup in reversed(self.backups()):
             if backup.manifest.uuid in uuids:
                 return backup.manifest.uuid
         return min((uuid for uuid in uuids if CLAIM + uuid in self.names()), default='')
 
-    def last_sizes(self, names: Texts, owner: Manifest) -> Sizes:
+    def last_sizes(self, names: Texts, owner: Manifest):
         """Return the bytes of files of these names, each in the owner's last that has one."""
         sizes = {}             # type: Dict[str, int]
         for backup in self.completed():
@@ -3480,33 +3311,29 @@ class History:
                     sizes[name] = occupied(backup.file(name)) or sizes.get(name, 0)
         return sizes
 
-    def with_intent(self) -> Backups:
-        """Return those of which a snapshot may still be in the pool, or that cannot be read."""
-        found = []
+    def with_intent(self):
+        """Yield those of which a snapshot may still be in the pool, or that cannot be read."""
         for name in self.names():
             backup = Backup(f'{self.directory}/{name}')
             try:
-                may_be = is_there(backup.file(INTENT))
-            except OSError as error:                   # without permission it is somebody else's
-                may_be = not isinstance(error, PermissionError)
-            if may_be:
-                found.append(backup)
-        return found
+                status_of(backup.file(INTENT))
+            except OSError as error:
+                if error.errno in (ENOENT, EACCES, EPERM):     # no permission: not ours
+                    continue
+            yield backup
 
-    def half_deleted(self) -> Iterator[str]:
-        """Yield the paths of what a run that ended early was deleting, but for a person's."""
+    def half_deleted(self):
+        """Yield the paths of what a run that ended early was deleting, but for a person's, and what
+        still records a snapshot (see run_stream)."""
         for name in self.names():
             with suppress(OSError):                    # what may not be read is somebody's
                 path = f'{self.directory}/{name}'
-                if name.startswith(DELETING) and (
+                if name.startswith(DELETING) and not is_there(f'{path}/{INTENT}') and (
                         self.date_of(name[len(DELETING):]) or 'ours' in Backup(path).owners()):
                     yield path
 
 
-Histories = Sequence[History]
-
-
-def mount_of(path: str, require_mount: str, place: str = 'path') -> str:
+def mount_of(path, require_mount, place='path'):
     """Return where what holds a place of backups is mounted. Raise TargetError if nothing is where
     it should be: by FSTAB ('auto'), or at all but for the root file system ('yes')."""
     real = realpath(path)
@@ -3522,7 +3349,7 @@ def mount_of(path: str, require_mount: str, place: str = 'path') -> str:
 
 
 @contextmanager
-def telling_trouble(path: str, place: str = 'path') -> Context:
+def telling_trouble(path, place='path'):
     """Have an OSError tell what is wrong with a place of backups, and what to do: TargetError."""
     try:
         yield
@@ -3535,7 +3362,7 @@ def telling_trouble(path: str, place: str = 'path') -> Context:
         raise TargetError(f'{place} {wrong} -> {path} ({advice})')
 
 
-def refuse_missing(word: str, wanted: str = 'file or directory') -> None:
+def refuse_missing(word, wanted='file or directory'):
     """Raise UsageError for a path where none is; TargetError if its share is not mounted."""
     mount_of(abspath(native(word)), 'auto')
     raise UsageError(f'no such {wanted}: {word}')
@@ -3547,21 +3374,21 @@ class Catalogue:
     mounted = ''               # the mount point that it lies in, once check() has looked
     kind = 'config'            # what was given, or store (all VMs), history (one's), backup, file
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config):
         self.config = config       # of the config file, or else as the script's first page says
         self.path = config.path    # of what was given
         self.set_root(config.settings.backup_dir)
         self.patterns = [config.settings.backup_dir_pattern, DEFAULT_PATTERN]
 
-    def set_root(self, path: str) -> None:
+    def set_root(self, path):
         """Have a directory as backup_dir: below it, not in its own path, no link is followed."""
         ROOTS.discard(self.root)
         self.root = path
         ROOTS.add(path)
 
-    def check(self, writing: bool = True) -> None:
+    def check(self, writing=True):
         """Raise TargetError if backups cannot be read or, as far as can be seen, written here."""
-        def look() -> None:
+        def look():
             self.mounted = mount_of(self.root, self.config.settings.require_mount, BACKUP_DIR)
             with telling_trouble(self.root, BACKUP_DIR), hold(self.root):
                 pass                                   # it is a directory that can be opened
@@ -3569,34 +3396,31 @@ class Catalogue:
                 raise TargetError(f'{BACKUP_DIR} is not writable -> {self.root}')
         bounded(f'backup_dir {self.root}', look)
 
-    def stocked(self) -> Histories:
-        """Return `histories`, or the one that was given; raise TargetError if there is neither a
-        backup nor a dump at all."""
+    def stocked(self):
+        """Return `histories`, or that which was given; raise TargetError if they hold nothing."""
         if self.kind == 'history':
             return [self.history(self.path)]
         found = self.histories()
-        if not any(history.holds_any() or f'/{DUMPS}' in history.directory.upper()
-                   for history in found):
-            raise TargetError(f'backup_dir holds no backup at all -> {self.root} (is it the right '
-                              'one, and the share mounted?)')
+        if not any(each.holds_any() or f'/{DUMPS}' in each.directory.upper() for each in found):
+            raise TargetError(f'backup_dir holds no backup at all -> {self.root} (is it mounted?)')
         return found
 
-    def history(self, directory: str) -> History:
+    def history(self, directory):
         """Return the backups in a directory, of backup_dir if it is a mere name."""
         return History(join(self.root, directory), self.patterns)
 
-    def histories(self) -> Histories:
+    def histories(self):
         """Return all directories that may be a VM's. Raise TargetError, OSError."""
         with telling_trouble(self.root, BACKUP_DIR):
             found = [self.history(name) for name in sorted(names_in(self.root)) if name[0] != '.']
         return [history for history in found       # a VM may be called #recycle
                 if not DROPPED.search(basename(history.directory)) or history.holds_any()]
 
-    def backup(self, path: str) -> Backup:
+    def backup(self, path):
         """Read a directory, wherever it is. Raise OSError if it is gone."""
         return read_backup(path, self.history(dirname(path)).date_of(basename(path)))
 
-    def restores(self) -> Strings:
+    def restores(self):
         """Return the paths of the records of restores, by their marks. Raise TargetError."""
         with suppress(OSError):                        # `check` will tell
             names = sorted(bounded(f'backup_dir {self.root}', names_in, self.root))
@@ -3604,21 +3428,12 @@ class Catalogue:
                     if match(r'\.restore-[0-9a-f]{32}\.json\Z', name)}
         return {}
 
-    def runs(self) -> Dict[str, LastRun]:
+    def runs(self):
         """Return the last runs by the names of their records. Raise TargetError, OSError."""
         return {name[:-5]: parse_record(LastRun, load(f'{self.root}/{name}'))
                 for name in names_in(self.root) if match(r'\.run-.*\.json\Z', name)}
 
-    def looks(self) -> List[Look]:
-        """Return the disks that are still on running VMs. Raise TargetError, OSError."""
-        return [parse_record(Look, load(f'{self.root}/{name}'))
-                for name in names_in(self.root) if match(r'\.look-[0-9a-f-]{36}\.json\Z', name)]
-
-    def look_path(self, disk: str) -> str:
-        """Return the path of the record of such a disk, a uuid."""
-        return f'{self.root}/{LOOKED_AT.format(disk)}'
-
-    def leftovers(self, histories: Histories, patience: float) -> Dict[str, Texts]:
+    def leftovers(self, histories: Sequence[History], patience):
         """Return paths of records that are damaged, or whose process has gone (on another host:
         after so many seconds), by what settles them. Lock nothing. Raise TargetError, OSError."""
         records = [(Intent, backup.file(INTENT)) for history in histories
@@ -3642,21 +3457,20 @@ class Catalogue:
         return left
 
 
-def dumps_in(directory: str, ending: str = '') -> Texts:
+def dumps_in(directory, ending=''):
     """Return paths of the pool database's dumps in a directory, oldest first. Raise OSError."""
     return sorted(join(directory, name) for name in names_in(directory)
                   if match(r'pool_db_[0-9]{8}-[0-9]{6}\.dump' + ending + r'\Z', name))
 
 
-def select_histories(histories: Histories, config: Config, keep: int = 1) -> Plan:
+def select_histories(found: Sequence[History], config: Config, keep=1):
     """Choose of those with backups or failures' records; say what was not found."""
-    vms = [history.owner() for history in histories if history.holds_any()]
+    vms = [history.owner() for history in found if history.holds_any()]
     rules = config.rules
     if all(rule.method == 'vm' for rule in rules):
         rules = (selector(''), *rules)                 # of all
     plan = select(rules, vms, keep, saved=True) if vms or config.rules else Plan()
-    plan.messages += [f'***NOTE - passed over: {each.refused}'
-                      for each in histories if each.refused]
+    plan.messages += [f'***NOTE - passed over: {each.refused}' for each in found if each.refused]
     return plan
 
 
@@ -3667,50 +3481,48 @@ def select_histories(histories: Histories, config: Config, keep: int = 1) -> Pla
 # deleted it gets a name that counts as no backup, so that a kill in the midst leaves none in part.
 
 RUN_PATIENCE = 3           # seconds; `status` may look at the lock
-CLAIM_PATIENCE = 300       # seconds; while others look, or claim theirs
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 # Seconds without a change on a share that cannot lock, after which another host is not taken to be
 LONGEST_PAUSE = 900        # at work: where the pool would show it, but for pauses between exports,
 LONGEST_SILENCE = 20 * 3600    # and where nothing shows it, as of a verification
 
 
-def add_to_manifest(backup: Backup, **results: Record) -> None:
+def add_to_manifest(backup: Backup, **results: Record):
     """Put results of a verification or test restore into a backup's manifest. Raise OSError."""
     document = document_in(backup.path)          # somebody else may have noted some
     if document:
         write_json(backup.file(MANIFEST), dict(document, **results))
 
 
-def note(path: str, record: Any) -> None:
+def note(path, record):
     """Note a record on the share, with its path there, on this host, if that can be done."""
     with suppress(OSError):
         prepare_notes()
         write_json(note_of(path), record._asdict())
 
 
-def drop_record(path: str) -> None:
+def drop_record(path):
     """Delete a record, and this host's note of it: nothing of ours is left in the pool."""
     bounded('the share', remove, path)
     with suppress(OSError):
         remove(note_of(path))
 
 
-def check_readable(document: Record) -> None:
+def check_readable(document: Record):
     """Raise TargetError for a manifest or record that we could not read again."""
     try:
         parse_json(encoded(as_json(document)))
     except ValueError as error:
-        raise TargetError(f'its record would be too long: {error} (give the VM fewer tags, or '
-                          'shorter names to it and its disks)')
+        raise TargetError(f'its record would be too long: {error} (shorten its tags and names)')
 
 
-def set_intent(backup: Backup, intent: Intent) -> None:
+def set_intent(backup: Backup, intent: Intent):
     """Record, on stable storage, a snapshot that is about to be made, or now has a uuid."""
     note(backup.file(INTENT), intent)
     bounded('the share', write_json, backup.file(INTENT), intent._asdict())
 
 
-def finish_deleting(path: str) -> bool:
+def finish_deleting(path):
     """Go on deleting. What has something of a person in it gets its own name back, and that is
     told; what is protected by now, too, and False is returned. Raise TargetError, OSError."""
     name = basename(path)[len(DELETING):]
@@ -3723,12 +3535,11 @@ def finish_deleting(path: str) -> bool:
         backup = Backup(path, manifest=manifest_of(document_in(path)))
         # The manifest goes last: without it an image that is left alone is a person's.
         alone = not backup.manifest.known and backup.owners() == {'person'}
-        for each, is_directory, whose in sorted(backup.contents(),
-                                                key=lambda each: each[0] == MANIFEST):
+        for each, is_dir, whose in sorted(backup.contents(), key=lambda each: each[0] == MANIFEST):
             if whose == 'person' or alone and whose == 'ours':
                 stays.append(each)
             else:
-                (remove if whose == 'ours' else remove_all)(backup.file(each), is_directory)
+                (remove if whose == 'ours' else remove_all)(backup.file(each), is_dir)
     if stays:
         sync_directory(path)           # else a power failure may bring a marker back
         path = rename(path, name)
@@ -3741,7 +3552,7 @@ def finish_deleting(path: str) -> bool:
 class NewBackup(Backup):
     """A backup that is being made."""
 
-    def write(self, text: str, *parts: str) -> None:
+    def write(self, text, *parts):
         """Write a text file in it, or in a directory that is made in it; a part may be any name."""
         path = self.file('/'.join(map(path_part, parts)))
         if parts[1:]:
@@ -3749,15 +3560,14 @@ class NewBackup(Backup):
         with naming(path), create(path) as stream:
             stream.write(encoded(text))
 
-    def complete(self, document: Record, large: bool) -> Sizes:
+    def complete(self, document: Record, large):
         """Make it count as a backup: sync all, then write the marker, last. Return its files."""
         sizes = {}             # type: Sizes
-        for name in sorted(self.files()):
-            if name != INTENT:
-                path = self.file(name)
-                sync(path)
-                sync_directory(dirname(path))
-                sizes[portable(name)] = size_of(path)
+        for name in sorted({*self.files()} - {INTENT}):
+            path = self.file(name)
+            sync(path)
+            sync_directory(dirname(path))
+            sizes[portable(name)] = size_of(path)
         check_held(self.path)
         manifest = dict(document, number=self.manifest.number, files=sizes)
         check_readable(manifest)
@@ -3767,7 +3577,7 @@ class NewBackup(Backup):
         return sizes
 
 
-def mark_complete(record: Restoring) -> None:
+def mark_complete(record: Restoring):
     """Write down that what was restored is whole. Raise OSError."""
     if record.path:
         note(record.path, record)
@@ -3780,10 +3590,9 @@ class Store(Catalogue):
     no_locking = None          # type: Optional[str]   # why the share cannot lock; '': it can
     threads = {}               # type: Dict[str, Lock]   # of ours, one after the other
 
-    def directory_of(self, vm: Vm, names: Strings) -> History:
-        """Return the directory of a VM: that of its name or, if another VM uses that whose name a
-        share may take for the same, one of its own, which it keeps; `names`: of all VMs, by uuid.
-        Raise BackupFailed, TargetError, OSError."""
+    def directory_of(self, vm: Vm, names: Strings):
+        """Return a VM's directory: that of its name or, if another VM, of a name that is folded so,
+        uses that, its twin; `names`: of all, by uuid. Raise BackupFailed, TargetError, OSError."""
         part = path_part(vm.name)
         history = self.history(part)
         own = self.history(twin_part(vm.name, vm.uuid))
@@ -3792,28 +3601,28 @@ class Store(Catalogue):
             return own
         if len(alike) < 2:
             return history
-        with self.locked(CLAIM, CLAIM_PATIENCE):
+        with self.locked(CLAIM, 300):                  # seconds; while others look, or claim theirs
             if history.user_of(alike) not in ('', vm.uuid):
                 history = own
             make_directory(history.directory)
             make_directory(f'{history.directory}/{CLAIM}{vm.uuid}')
         return history
 
-    def begin(self, history: History, when: datetime) -> NewBackup:
-        """Make a new dated directory, a few seconds later where that one exists."""
+    def begin(self, history: History, when: datetime, mark=''):
+        """Make a new dated directory, a few seconds later where that one exists; `mark`: what its
+        name begins with."""
         make_directory(history.directory)
         number = 1 + max((backup.manifest.number for backup in history.backups()), default=0)
         for seconds in range(60):                      # as one may be taken
-            name = dated(self.patterns[0], when + timedelta(seconds=seconds))
-            path = f'{history.directory}/{name}'
+            name = dated(self.patterns[0], when + timedelta(0, seconds))
+            path = f'{history.directory}/{mark}{name}'
             if make_directory(path):
                 return NewBackup(path, manifest=Manifest(number=number))
         raise TargetError(f'cannot make a new directory below {history.directory}')
 
-    def delete(self, backup: Backup) -> None:
-        """Delete what is ours in a dated directory, which counts no more at once, and what was
-        dropped there; the caller holds its VM's lock. Raise TargetError if it has a link above it,
-        a snapshot's record (also a damaged one), a mount in it, or is protected; OSError."""
+    def delete(self, backup: Backup):
+        """Delete what is ours, or was dropped, in a dated directory, which at once counts no more;
+        its VM is locked. Raise TargetError if a snapshot, mount or protection forbids it."""
         with hold(backup.path):
             if backup.intent():
                 raise TargetError('it records a snapshot that is still to be removed')
@@ -3826,11 +3635,11 @@ class Store(Catalogue):
         if not finish_deleting(deleting):
             raise TargetError('it is protected')
 
-    def write_test(self) -> str:
+    def write_test(self):
         """Return the path of a file that shows whether one can be written, of no other run."""
         return f'{self.root}/{WRITE_TEST}{random_digits()}'
 
-    def try_writing(self) -> None:
+    def try_writing(self):
         """Make an empty file and remove it again; raise TargetError if that is not possible."""
         path, what = self.write_test(), f'backup_dir {self.root}'
         try:
@@ -3839,13 +3648,13 @@ class Store(Catalogue):
         except OSError as error:
             raise TargetError(f'cannot write in backup_dir {self.root}: {reason_of(error)}')
 
-    def check_mounted(self) -> None:
+    def check_mounted(self):
         """Raise TargetError if the share was unmounted since `check` has looked."""
         if self.mounted != deepest(mount_points(), bounded(
                 f'backup_dir {self.root}', realpath, self.root)):
             raise TargetError(f'backup_dir {self.root} is no longer mounted at {self.mounted}')
 
-    def check_room(self, least: str, last: int, gain: int) -> None:
+    def check_room(self, least, last, gain):
         """Raise BackupFailed with too little room; `gain`: bytes that pre_clean will delete."""
         total, free = room_in(self.root)
         free += gain
@@ -3859,24 +3668,22 @@ class Store(Catalogue):
                 human_size(free), human_size(total), self.root,
                 ' and '.join(filter(wanted.get, wanted))))
 
-    def lock_of(self, directory: str) -> str:
+    def lock_of(self, directory):
         """Return the path of the lock of a directory in backup_dir, or of a run."""
-        # A Windows server drops dots and blanks at the end of a directory's name.
         return '{}/{}/{}.lock'.format(self.root, LOCKS, basename(directory).rstrip('. '))
 
     @contextmanager
-    def locked(self, directory: str, patience: float) -> Context:
+    def locked(self, directory, patience):
         """Hold the lock of a directory in backup_dir. Raise BackupFailed if another run has it."""
         self.check_mounted()
         path = self.lock_of(directory)
         make_directory(dirname(path))
         # Nothing is read or written there: a copy of all by hard links harms no lock.
-        with self.threads.setdefault(path, Lock()), \
-                self.lockable(path, O_CREAT, 1 << 32) as handle:
+        with self.threads.setdefault(path, Lock()), self.lockable(path, O_CREAT, 2**32) as handle:
             check_signals()                            # while a thread of ours had it
             waited = stopwatch()
             while not self.lock(path, handle):
-                if waited() >= patience:
+                if waited() >= max(patience, 1):       # `list` may look at it
                     raise BackupFailed('VM-LOCKED', 'locked by another run (see lock_wait)')
                 check_signals()
                 Console.current.show('waiting for another run')
@@ -3884,7 +3691,7 @@ class Store(Catalogue):
             yield
 
     @contextmanager
-    def lockable(self, path: str, flags: int = 0, names: int = 1) -> Iterator[int]:
+    def lockable(self, path, flags=0, names=1):
         """Open a file for `lock`; yield its handle, with which the lock goes. Raise OSError."""
         handle = open_file(path, O_RDWR | flags, names=names)
         try:
@@ -3893,10 +3700,9 @@ class Store(Catalogue):
             with suppress(TargetError, OSError):
                 bounded('the share', os.close, handle)
 
-    def lock(self, path: str, handle: int) -> bool:
-        """Try to lock a file; False if somebody else has. flock(2) tells that by EAGAIN or, on CIFS
-        and old NFS, by EACCES, as if it were forbidden: at first such a failure makes us try a file
-        that nobody else has. Raise TargetError, OSError."""
+    def lock(self, path, handle):
+        """Try to lock a file; False if another has: EAGAIN or, on CIFS and old NFS, EACCES, as if
+        forbidden: so we first try one that nobody has (flock(2)). Raise TargetError, OSError."""
         error = None if self.no_locking else self.try_locking(handle)
         number = getattr(error, 'errno', 0)
         if error and self.no_locking is None and number != EAGAIN:
@@ -3907,13 +3713,11 @@ class Store(Catalogue):
             if self.no_locking:
                 log(f'***NOTE - backup_dir {self.root} cannot lock ({self.no_locking}): two runs '
                     'at once would not notice each other')
-        if not error or self.no_locking:
-            return True
-        if number not in (EAGAIN, EACCES):
+        if error and not self.no_locking and number not in (EAGAIN, EACCES):
             raise TargetError(f'cannot lock {path}: {reason_of(error)}')
-        return False
+        return not error or bool(self.no_locking)
 
-    def try_locking(self, handle: int) -> Optional[Exception]:
+    def try_locking(self, handle):
         """Lock a file; return why not."""
         try:
             bounded('its lock', fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -3922,23 +3726,29 @@ class Store(Catalogue):
         self.no_locking = ''
         return None
 
-    def write_run(self, name: str, run: LastRun) -> None:
+    def write_run(self, name, run: LastRun):
         """Record a run, on stable storage. Raise TargetError, OSError."""
         self.check_mounted()
-        bounded('the share', write_json, f'{self.root}/{name}.json', run._asdict())
+        bounded('the share', write_whole, f'{self.root}/{name}.json',
+                encoded(as_json(run._asdict())), 'its')
 
-    def goes_on(self, name: str, run: LastRun) -> bool:
-        """Return whether a run without an end is at work, by its lock or else by its process."""
-        with suppress(OSError), self.lockable(self.lock_of(name)) as handle:
+    def is_locked(self, directory):
+        """Return whether a run holds that lock, None where nothing tells."""
+        with suppress(OSError), self.lockable(self.lock_of(directory)) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return False
             except BlockingIOError:
                 return True
-        return is_in_work(run)
+        return None
+
+    def goes_on(self, name, run: LastRun):
+        """Return whether a run without an end is at work, by its lock or else by its process."""
+        locked = self.is_locked(name)
+        return is_in_work(run) if locked is None else locked
 
     @contextmanager
-    def restoring(self, pool: str, name: str, since: str) -> Iterator[Restoring]:
+    def restoring(self, pool, name, since):
         """Record and lock a restore until it is dropped; without a path where that fails."""
         record = Restoring(random_digits(), pool, name, since, this_host(), process())
         path = join(self.root, RESTORING.format(record.mark))
@@ -3961,7 +3771,7 @@ class Store(Catalogue):
             yield record
 
     @contextmanager
-    def taken(self, path: str) -> Iterator[Optional[Restoring]]:
+    def taken(self, path):
         """Lock and read a dead restore's record; None if it goes on. Raise TargetError, OSError."""
         with ExitStack() as stack:
             record = None      # type: Optional[Restoring]
@@ -3971,7 +3781,7 @@ class Store(Catalogue):
                     record = self.dead_restore(path, pread(handle, LONGEST_RECORD, 0))
             yield record
 
-    def dead_restore(self, path: str, data: bytes) -> Optional[Restoring]:
+    def dead_restore(self, path, data):
         """Return the record of a restore; None if it goes on or has made nothing."""
         try:
             record = read_record(Restoring, path, data)
@@ -3990,13 +3800,26 @@ class Store(Catalogue):
                                b'\n' in data)
 
 
+def host_store():
+    """Return where this host records what has no backup_dir: beside its notes. Raise OSError,
+    TargetError."""
+    prepare_notes()
+    store = Store(parse_config([f'backup_dir={dirname(note_of(""))}', 'require_mount=no']))
+    store.check()
+    return store
+
+
 @contextmanager
-def new_pool_dump(directory: str) -> Iterator[str]:
+def new_pool_dump(directory):
     """Yield the path of a new dump of the pool database, to be written under that name with
     PARTIAL, which a failure removes. Raise CommandFailed if it is missing or empty, OSError."""
     make_directory(directory)
     with hold(directory):
-        path = join(directory, dated('pool_db_%Y%m%d-%H%M%S.dump', now()))
+        for seconds in range(60):                      # as one may be taken
+            path = join(directory, dated('pool_db_%Y%m%d-%H%M%S.dump',
+                                         now() + timedelta(0, seconds)))
+            if not is_there(path):
+                break
         partial = path + PARTIAL
         try:
             with blaming_room(partial):
@@ -4009,7 +3832,7 @@ def new_pool_dump(directory: str) -> Iterator[str]:
             remove(partial)
 
 
-def prune_pool_dumps(newest: str, keep: int) -> Texts:
+def prune_pool_dumps(newest, keep):
     """Delete the oldest dumps beyond `keep` (0: none), return them; delete what kills left."""
     old = sorted(dumps_in(dirname(newest)), key=lambda path: path == newest)[:-keep]
     for path in old + dumps_in(dirname(newest), PARTIAL):
@@ -4017,7 +3840,7 @@ def prune_pool_dumps(newest: str, keep: int) -> Texts:
     return old
 
 
-def kind_of(path: str) -> str:
+def kind_of(path):
     """Return what a path is: file, backup, history (one VM's), store (all), ''; or TargetError."""
     with telling_trouble(path), allowing(ENOENT, ENOTDIR, ENAMETOOLONG):
         history = History(path, [DEFAULT_PATTERN])
@@ -4027,7 +3850,7 @@ def kind_of(path: str) -> str:
     return 'file' if exists(path) else ''
 
 
-def root_of(path: str, kind: str) -> str:
+def root_of(path, kind):
     """Return what counts as backup_dir for a path of that kind, on its file system."""
     if kind == 'file':
         return root_of(dirname(path), kind_of(dirname(path)))
@@ -4037,17 +3860,15 @@ def root_of(path: str, kind: str) -> str:
     return path
 
 
-def open_config(line: CommandLine) -> Store:
-    """Open backup_dir of a config file, or of the script's first page. Raise ConfigError if
-    anything is wrong there."""
+def open_config(line: CommandLine):
+    """Open backup_dir of a config file, or of the script's first page. Raise ConfigError."""
     config = read_config(line)
-    refuse_unexpected(config)
-    for text in config.errors.values():
+    for text in [*config.unexpected, *config.errors.values()]:
         raise ConfigError(text)
     return Store(config)
 
 
-def open_target(line: CommandLine, is_archive: Callable = lambda path: False) -> Store:
+def open_target(line: CommandLine, is_archive: Callable = lambda path: False):
     """Open what a word stands for; any file is a config, but for what `is_archive` finds."""
     path = abspath(line.path)
     kind = kind_of(path)
@@ -4086,9 +3907,7 @@ DEEPEST = 100              # elements of XML within each other; xapi writes abou
 LAST = '~'                 # begins the id of a disk that is to come after all others
 FORMS = ('.xva', '.raw', '.vhd', '.dump', '.xml')
 SUMS = {16: '.xxhash', 40: '.checksum'}    # by hex digits: XXH64 since xapi 1.170, SHA-1 before
-
-
-Located = Iterator[Tuple[int, Any]]    # where on a disk, and the data there; the end, and nothing
+Located = Iterable[Tuple[int, Any]]    # where on a disk, and the data there; the end, and nothing
 
 
 class Proof(NamedTuple):
@@ -4100,7 +3919,7 @@ class Proof(NamedTuple):
 
 
 @functools.lru_cache(maxsize=None)
-def xxh64_function() -> Optional[Callable]:
+def xxh64_function():
     """Return what computes XXH64 of a writable buffer; None, and a note, without libxxhash."""
     with suppress(ImportError, OSError, AttributeError):
         import ctypes
@@ -4117,7 +3936,7 @@ def xxh64_function() -> Optional[Callable]:
 
 
 @contextmanager
-def damaged_if_malformed() -> Context:
+def damaged_if_malformed():
     """Read XML within this; raise Damaged for what is missing or not as it should be."""
     import xmlrpc.client
     try:
@@ -4127,13 +3946,13 @@ def damaged_if_malformed() -> Context:
         raise Damaged(f'it is not as xapi writes it: {error}')
 
 
-def parse_xml(pieces: Pieces, root: str, unpacker: Any = None) -> None:
+def parse_xml(pieces: Iterable[bytes], root, unpacker=None):
     """Parse XML with that outermost element; an unpacker gets all of it. Raise Damaged for what
     takes memory or time without end. expat stops only at the end of a piece: those are small."""
     parser = ParserCreate()
     depth, last, size = 0, b'', 0
 
-    def start(name: str, attributes: Any) -> None:
+    def start(name, attributes):
         nonlocal depth, size
         if not depth and name != root:
             raise Damaged(f'its outermost element is {name}, not {root}')
@@ -4144,7 +3963,7 @@ def parse_xml(pieces: Pieces, root: str, unpacker: Any = None) -> None:
         if unpacker:
             unpacker.start(name, attributes)
 
-    def stop(name: str) -> None:
+    def stop(name):
         nonlocal depth
         depth -= 1
         if unpacker:
@@ -4161,7 +3980,7 @@ def parse_xml(pieces: Pieces, root: str, unpacker: Any = None) -> None:
     parser.Parse(b'', True)
 
 
-def xmlrpc_value(ova: bytes) -> Record:
+def xmlrpc_value(ova):
     """Return what an ova.xml holds, within damaged_if_malformed; numbers stay text, as in it."""
     import xmlrpc.client
     unpacker = xmlrpc.client.Unmarshaller()    # type: Any
@@ -4174,7 +3993,7 @@ def xmlrpc_value(ova: bytes) -> Record:
     return unpacker.close()[0]
 
 
-def ova_objects(ova: bytes) -> Dict[str, Records]:
+def ova_objects(ova):
     """Return an ova.xml's records by class and id, within damaged_if_malformed."""
     document = xmlrpc_value(ova)
     version = document['version']['export_vsn']
@@ -4190,9 +4009,15 @@ class ArchivedDisk(NamedTuple):
     """A disk that an archive has to hold."""
     id: str                    # the directory of its chunks
     size: int                  # bytes, the virtual size
-    label: str
     device: str                # its user device; '' for a suspend image
-    names: Texts               # by which a person may mean it
+    name: str                  # of the device
+    title: str                 # its own name
+    uuid: str                  # in an archive, which is of a snapshot, that of the snapshot's
+
+    @property
+    def names(self):
+        """Return by what a person may mean it."""
+        return [self.name, self.device, device_name('', self.device), self.title, self.uuid]
 
 
 class ArchivedVm(NamedTuple):
@@ -4204,7 +4029,7 @@ class ArchivedVm(NamedTuple):
     seed: str                  # of which MAC addresses are made
 
 
-def archived_vm(ova: bytes) -> ArchivedVm:
+def archived_vm(ova):
     """Return the VM of an ova.xml, the only one, with what its archive has to hold."""
     with damaged_if_malformed():
         objects = ova_objects(ova)
@@ -4221,13 +4046,11 @@ def archived_vm(ova: bytes) -> ArchivedVm:
         for ref, (name, device) in sorted(places.items()):
             vdi = objects['VDI'][ref]
             if objects['SR'][vdi['SR']]['content_type'] != 'iso':
-                label = str(vdi['name_label'])
                 size = as_size(vdi['virtual_size'])
                 if size is None:
                     raise ValueError('virtual_size is no number: ' + vdi['virtual_size'][:40])
-                disks.append(ArchivedDisk(
-                    str(ref), size, f'disk {name} ({printable(label)}, {ref})', device,
-                    [name, device, device_name('', device), label, str(vdi['uuid'])]))
+                disks.append(ArchivedDisk(str(ref), size, device, name, str(vdi['name_label']),
+                                          str(vdi['uuid'])))
         for vif in objects['VIF'].values():
             network = objects['network'][vif['network']]
             vifs.append((vif['device'], network['name_label'], network['bridge']))
@@ -4241,7 +4064,7 @@ class Reader:
     at = 0                     # bytes so far
     place = 0                  # bytes of the file as it is, when `position` has last looked
 
-    def __init__(self, handle: int, plain: bool = False) -> None:
+    def __init__(self, handle, plain=False):
         import hashlib
         self.handle = handle
         self.digest = hashlib.sha256()
@@ -4253,7 +4076,7 @@ class Reader:
         if self.packed:
             self.stream = Filter(packing_command(compression, undo=True), handle)
 
-    def more(self, view: memoryview) -> int:
+    def more(self, view):
         """Fill a buffer as far as the file goes; return how far. Raise Damaged, CommandFailed."""
         done = 0
         got = 1
@@ -4269,18 +4092,18 @@ class Reader:
             raise Damaged(f'{where}{reason_of(error)} at byte {self.at} of its content')
         return done
 
-    def fill(self, view: memoryview) -> memoryview:
+    def fill(self, view):
         """Fill a buffer with what comes next; raise Damaged if the file ends before."""
         if self.more(view) < len(view):
             raise Damaged(f'it ends at byte {self.at}, in {self.where}')
         return view
 
-    def pieces(self) -> Pieces:
+    def pieces(self):
         """Yield what is still to be read; each piece is gone with the next."""
         for got in iter(lambda: self.more(self.view), 0):
             yield self.view[:got]
 
-    def failed_export(self) -> str:
+    def failed_export(self):
         """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
         found = None
         with suppress(OSError):
@@ -4291,7 +4114,7 @@ class Reader:
         words = sub(b'<[^>]*>', b' ', found.group(1))
         return ': the export failed: ' + ' '.join(decoded(words).split())
 
-    def position(self) -> int:
+    def position(self):
         """Return how far it was read, and let the system forget that; lseek(2) waits for reads."""
         with suppress(OSError):                        # it is not open any more
             # It begins with pos: and that (proc(5)).
@@ -4299,23 +4122,23 @@ class Reader:
             os.posix_fadvise(self.handle, 0, self.place, os.POSIX_FADV_DONTNEED)
         return self.place
 
-    def close(self) -> None:
+    def close(self):
         """Stop whoever reads it: a thread that hangs gets a ValueError with its next piece."""
         self.position()
         self.handle = -1
         self.stream.close()
 
-    def proof(self, proved: str, vm: str = '') -> Proof:
+    def proof(self, proved, vm=''):
         """Return the proof that all was read."""
         return Proof(proved, self.digest.hexdigest(), self.at, vm)
 
-    def read_on(self) -> memoryview:
+    def read_on(self):
         """Return the next bytes, fewer at the end."""
         view = self.view[:self.more(self.view)]
         self.digest.update(view)
         return view
 
-    def take(self, offset: int, size: int, what: str) -> bytearray:
+    def take(self, offset, size, what):
         """Read on to where something has to be; return so many bytes of it."""
         if offset < self.at:
             raise Damaged(f'{what}, at byte {offset}, is not behind what xapi writes before it')
@@ -4326,7 +4149,7 @@ class Reader:
         self.digest.update(self.fill(memoryview(data)))
         return data
 
-    def read_head(self, known: Size = None) -> Tuple[int, bytes, bytes]:
+    def read_head(self, known: Size = None):
         """Return the bytes of a dynamic VHD's disk, its footer, the table of its blocks."""
         footer = self.take(0, BLOCK, 'its first footer')
         cookie, version, header_at, size, kind, total = struct.unpack_from(
@@ -4346,7 +4169,7 @@ class Reader:
             raise Damaged(f'a table of {count} blocks does not fit a disk of {size} bytes')
         return size, footer, self.take(table_at, 4 * count, 'its table of blocks')
 
-    def blocks(self, known: Size = None) -> Located:
+    def blocks(self, known: Size = None):
         """Read a dynamic VHD image: footer, header, table, blocks in its order with all sectors in
         their bitmaps, as xapi writes it (libs/vhd: f.ml), footer. Yield where each block is on the
         disk, and its data; at last the disk's size, and nothing."""
@@ -4357,6 +4180,8 @@ class Reader:
                 if data[:BLOCK].strip(b'\xff'):
                     raise Damaged(f'block {number} is not whole, as xapi writes it')
                 begin = number * VHD_BLOCK
+                if begin >= size:
+                    raise Damaged(f'block {number} is behind the end of its disk, {size}')
                 yield begin, data[BLOCK:BLOCK + size - begin]
         end = rounded_up(self.at)
         if self.take(end, BLOCK, 'its last footer') != footer:
@@ -4374,12 +4199,12 @@ class ArchiveReader(Reader):
     gaps = False               # whether chunks are left out
     hashed = True              # whether every checksum was compared
 
-    def read_block(self) -> bytes:
+    def read_block(self):
         """Read a header or the block of a checksum. Raise Damaged."""
         self.head = bytes(self.take(self.at, BLOCK, self.where))
         return self.head
 
-    def read_ova(self) -> bytes:
+    def read_ova(self):
         """Read ova.xml; return what it holds. Raise Damaged."""
         self.ova_head = self.read_block()
         name, size = self.member()
@@ -4390,7 +4215,7 @@ class ArchiveReader(Reader):
         self.read_block()
         return bytes(ova[:size])
 
-    def read(self) -> Proof:
+    def read(self):
         """Read all of it; raise Damaged where it is not as it should be."""
         ova = self.read_ova()
         try:
@@ -4413,16 +4238,16 @@ class ArchiveReader(Reader):
             proved = 'restorable'
         return self.proof(proved, vm.uuid)
 
-    def fault(self, text: str, back: int = BLOCK) -> Damaged:
+    def fault(self, text, back=BLOCK):
         """Return an error so many bytes before the place where we are."""
         return Damaged(f'{self.where}, byte {self.at - back}: {printable(text)}')
 
-    def check_padding(self, padding: Any) -> None:
+    def check_padding(self, padding):
         """Raise Damaged if what fills up a member, and was read last, is anything but zeros."""
         if any(padding):
             raise self.fault('something between its end and the next header', len(padding))
 
-    def member(self) -> Tuple[str, int]:
+    def member(self):
         """Return name and size from the last header; ('', 0) at the end. Raise Damaged."""
         import tarfile
         try:
@@ -4435,7 +4260,7 @@ class ArchiveReader(Reader):
             raise self.fault('a member of an unknown kind')
         return found.name, found.size
 
-    def disk(self, wanted: str, passing: bool = False) -> Located:
+    def disk(self, wanted, passing=False):
         """Yield the chunks of the disk of that id (see `chunks`), then its size, and nothing. The
         disks in front of it, and if `passing` its own data, are passed over."""
         for disk in archived_vm(self.read_ova()).disks:
@@ -4446,15 +4271,16 @@ class ArchiveReader(Reader):
                 yield disk.size, b''
                 break
 
-    def chunks(self, disk: ArchivedDisk, passing: bool = False) -> Located:
+    def chunks(self, disk: ArchivedDisk, passing=False):
         """Yield where each chunk of a disk is, and its data, if not `passing` read and checked.
         Chunks of zeros are left out, but never the first and the last; an empty one, which keeps a
         connection alive, takes up a number. What is left out counts as whole chunks; an import
         fails as it takes the length of the archive's first chunk for that, if this is of a disk
         below 1 MiB (xapi: stream_vdi.ml, recv_all_vdi)."""
+        label = f'disk {disk.name} ({printable(disk.title)}, {disk.id})'
         expected = offset = 0          # number of the next chunk, if none is left out
         while offset < disk.size:
-            self.where = f'{disk.label} at {offset} of {disk.size}'
+            self.where = f'{label} at {offset} of {disk.size}'
             name, size = self.member()
             digits = match(re.escape(disk.id) + r'/([0-9]{8,})\Z', name)
             number = int(digits.group(1)) if digits else -1
@@ -4468,13 +4294,13 @@ class ArchiveReader(Reader):
             if size not in (room, 0) or not room:
                 raise self.fault(f'chunk {name} of {size} bytes for offset {offset}, where '
                                  f'{room} were expected')
-            self.where = f'{disk.label}, chunk {name}'
+            self.where = f'{label}, chunk {name}'
             self.read_chunk(name, size, passing)
             yield offset, self.view[:size]
             expected = number + 1
             offset += size
 
-    def read_chunk(self, name: str, size: int, passing: bool = False) -> Tuple[bytes, bytes]:
+    def read_chunk(self, name, size, passing=False):
         """Read a chunk into the buffer, its checksum, whose blocks are returned, and a header; if
         `passing` the data is not looked at and, where the file is not compressed, not read."""
         end = rounded_up(size)
@@ -4506,23 +4332,23 @@ class ArchiveReader(Reader):
         return head, block
 
 
-def rounded_up(size: int, unit: int = BLOCK) -> int:
+def rounded_up(size, unit=BLOCK):
     """Return the bytes of as many whole units as a size takes."""
     return size + -size % unit
 
 
-def inverted(data: bytes, at: int) -> int:
+def inverted(data, at):
     """Return the checksum of a VHD's footer or header, whose own field is there."""
     return ~(sum(data) - sum(data[at:at + 4])) & 0xffffffff
 
 
-def zeros(size: int) -> Pieces:
+def zeros(size):
     """Yield so many bytes of zeros."""
     for offset in range(0, size, CHUNK):
         yield bytes(min(CHUNK, size - offset))
 
 
-def disk_in(form: str, reader: Any, size: Size = None, wanted: str = '') -> Located:
+def disk_in(form, reader, size: Size = None, wanted=''):
     """Yield where each piece of a disk is on it, and its data, at last its size and nothing: of an
     image, of such a size if that is known, or of an archive the disk of that id. Raise Damaged."""
     if form == '.xva':
@@ -4540,7 +4366,7 @@ def disk_in(form: str, reader: Any, size: Size = None, wanted: str = '') -> Loca
         yield reader.at, b''
 
 
-def read_form(form: str, reader: Any, size: Size) -> Proof:
+def read_form(form, reader, size: Size):
     """Read a file of one of FORMS; `size` is that of its disk, if known. Raise Damaged, OSError."""
     if form == '.xva':
         return reader.read()
@@ -4555,13 +4381,13 @@ def read_form(form: str, reader: Any, size: Size) -> Proof:
     return reader.proof('structure')
 
 
-def form_of(name: str) -> str:
+def form_of(name):
     """Return what a file's name tells of its content: one of FORMS, or ''."""
     form = splitext(plain_name(name).replace(PARTIAL, ''))[1]
     return form if form in FORMS else ''
 
 
-def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
+def rewrite_for_import(ova, name, mark, moved: Texts):
     """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
     ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
     (xapi: import.ml). The ids of disks that are moved begin with LAST. Raise Damaged."""
@@ -4587,7 +4413,7 @@ def rewrite_for_import(ova: bytes, name: str, mark: str, moved: Texts) -> bytes:
     return encoded(value.replace('\r', '&#13;'))       # XML reads a bare one as a line feed
 
 
-def tar_header(head: bytes) -> bytes:
+def tar_header(head):
     """Return a tar header that was changed with its checksum (ocaml-tar: lib/tar.ml)."""
     new = bytearray(head)
     new[148:156] = b' ' * 8
@@ -4596,7 +4422,7 @@ def tar_header(head: bytes) -> bytes:
 
 
 @contextmanager
-def opened(path: str, form: str) -> Iterator[Any]:
+def opened(path, form):
     """Yield the Reader of a file, which unpacks all but images; if that is Damaged, say why."""
     kind = ArchiveReader if form == '.xva' else Reader
     with reading(path) as stream, closing(
@@ -4607,7 +4433,7 @@ def opened(path: str, form: str) -> Iterator[Any]:
             raise Damaged(f'{error}{reader.failed_export()}')
 
 
-def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -> Pieces:
+def archive_for_import(path, name, mark, readers: List[Reader]):
     """Yield an archive, uncompressed, with its ova.xml rewritten, and first disks below 1 MiB,
     which an import refuses (see `read_disk`), at the end, with ids that say so. Two blocks of
     zeros end it: an import reads none (xapi: stream_vdi.ml, recv_all_vdi)."""
@@ -4639,7 +4465,7 @@ def archive_for_import(path: str, name: str, mark: str, readers: List[Reader]) -
         yield moved + rest[:2 * BLOCK]
 
 
-def continuous(pieces: Located) -> Pieces:
+def continuous(pieces: Located):
     """Yield all bytes of a disk, with zeros where there is nothing."""
     at = 0
     for begin, data in pieces:
@@ -4648,7 +4474,7 @@ def continuous(pieces: Located) -> Pieces:
         at = begin + len(data)
 
 
-def disk_pieces(path: str, form: str, size: int, whole: int, wanted: str) -> Pieces:
+def disk_pieces(path, form, size, whole, wanted):
     """Yield disk_in, and zeros up to the new one's size (vhd-tool: impl.ml, serve)."""
     with opened(path, form) as reader:
         yield from continuous(disk_in(form, reader, size, wanted))
@@ -4676,7 +4502,6 @@ GUIDE_HEAD = """\
 {program} restore {restore}
 
 """
-GUIDE_REFUSED = '# With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
 GUIDE_VM = """\
 # With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
 # The disks go to the default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new
@@ -4702,22 +4527,20 @@ bootable={boot} mode=RW type=Disk
 {clean}"""
 
 
-def cfg(keys: str, record: Record, **further: Any) -> str:
+def cfg(keys, record: Record, **further):
     """Return lines of key=value, in 3.25's order; control characters in values are escaped."""
     values = {'orig_uuid': record.get('uuid'), **record, **further}
     return ''.join(f'{key}={printable(str(values[key]))}\n' for key in keys.split())
 
 
-def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
-    """Write vm-metadata.xml: a line for each element, what is HIDDEN as references to characters.
-    Ask again for it where xapi went away or, before 25.20, somebody takes a snapshot of the VM
-    (recorded from 25.6.0). Raise CommandFailed if it does not come whole. An empty filename= stands
-    for standard output (xapi: xe-cli/newcli.ml)."""
+def write_metadata(backup: NewBackup, vm: Vm, xe: Xe):
+    """Write vm-metadata.xml: a line for each element, what is HIDDEN as references. Ask again where
+    xapi went away or, before 25.20, somebody takes a snapshot of the VM (recorded from 25.6.0); an
+    empty filename= is standard output (xapi: newcli.ml). Raise CommandFailed if it is not whole."""
     from xml.dom import minidom
     for wait in SNAPSHOT_PAUSES + (0,):
         try:
-            archive = xe.issue('vm-export', {'metadata': 'true', 'uuid': vm.uuid, 'filename': ''},
-                               logged=False, cuttable=True)
+            archive = xe.issue('vm-export', asking=True, metadata='true', uuid=vm.uuid, filename='')
             break
         except CommandFailed as error:
             if not wait or error.code not in WENT_AWAY + ('OTHER_OPERATION_IN_PROGRESS',):
@@ -4735,7 +4558,7 @@ def write_metadata(backup: NewBackup, vm: Vm, xe: Xe) -> None:
                      document.toprettyxml('  ')), METADATA)
 
 
-def write_configuration(backup: NewBackup, vm: Vm, pool: Pool) -> None:
+def write_configuration(backup: NewBackup, vm: Vm, pool: Pool):
     """Write vm.cfg, DISK-*/vbd.cfg and vdi.cfg, VIFs/vif-N.cfg. Raise PoolError, OSError."""
     metrics = pool.table('VM_guest_metrics').get(vm.record['guest_metrics'], {})
     backup.write(cfg(VM_CFG, vm.record, orig_uuid=vm.uuid, name_label=vm.name,
@@ -4759,26 +4582,23 @@ class ExportFile(NamedTuple):
     disk: Optional[Disk] = None    # whose image it is; None for the archive of a VM
 
 
-def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record) -> None:
+def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record):
     """Write RESTORE.txt: how to restore the files of a backup. Raise OSError."""
     texts = []
     for name, snapshot, disk in files:
         path = portable(backup.file(name))
         label = manifest['vm']['name']
-        values = {
+        values = {         # type: Record
             'manifest': manifest, 'disk': disk, 'vm': printable(label), 'unpack': '', 'clean': '',
-            'program': shell_word(abspath(sys.argv[0])),
-            'restore': shell_word(path)}   # type: Record
+            'program': shell_word(abspath(sys.argv[0])), 'restore': shell_word(path)}
         way = GUIDE_VM
         if manifest.get('verified', {}).get('proved') == 'restorable':
-            way = GUIDE_REFUSED
+            way = '# With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
         if disk:
             way = GUIDE_DISK
             label = disk.name
             form = form_of(path)
-            size = snapshot.size
-            if form == '.vhd':
-                size = rounded_up(size, VHD_BLOCK)
+            size = rounded_up(snapshot.size, VHD_BLOCK) if form == '.vhd' else snapshot.size
             if compression_of(path).ending:
                 values['unpack'] = f'{compression_of(path).unpack} {shell_word(path)}\n'
                 path = plain_name(path)
@@ -4807,20 +4627,23 @@ class Verified(NamedTuple):
     problems: Warned           # with its metadata
     remarks: Warned            # on what else is not as it was, or cannot be known
 
-    def in_manifest(self, known: Record) -> Record:
+    def in_manifest(self, known: Record):
         """Return what a manifest is to tell of it; what it told of other files stays."""
-        return {'when': iso(now()), 'proved': self.proved, 'digests': {**known, **self.digests}}
+        told = {'when': iso(now()), 'proved': self.proved, 'digests': {**known, **self.digests}}
+        return told if self.proved else {**told, 'fault': printable(self.problems[0])}
 
 
-def read_watched(path: str, opening: Callable, limit: float, verb: str, read: Callable) -> Any:
-    """Return what a function returns of a Reader, in a thread of its own, as storage may hang, for
-    so many seconds at most. Raise what it does, CommandFailed."""
+def read_watched(path, limit, verb, read: Callable):
+    """Return what a function returns of a file's form and Reader, in a thread of its own, as
+    storage may hang, for so many seconds at most. Raise what it does, CommandFailed."""
     readers = []               # type: List[Reader]    # once it is open
 
-    def work() -> Any:
-        with opening() as reader:
+    def work():
+        form = form_of(path)
+        sync(path)
+        with opened(path, form) as reader:
             readers.append(reader)
-            return read(reader)
+            return read(form, reader)
     try:
         return bounded(path, work, watch=Watchdog(
             limit, lambda: sum(each.position() for each in readers), verb, path,
@@ -4830,7 +4653,7 @@ def read_watched(path: str, opening: Callable, limit: float, verb: str, read: Ca
             reader.close()
 
 
-def check_digest(backup: Backup, name: str, digest: str) -> bool:
+def check_digest(backup: Backup, name, digest):
     """Return whether a backup's manifest has the digest of a file; raise Damaged if another one."""
     known = backup.manifest.digests.get(portable(plain_name(name)))
     if known not in (None, digest):
@@ -4840,18 +4663,15 @@ def check_digest(backup: Backup, name: str, digest: str) -> bool:
 
 class Verifier:
     """Reads files under watch, and shows how far it is."""
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit):
         self.limit = limit     # seconds in which something has to move
 
-    def prove(self, path: str, size: Size = None) -> Proof:
+    def prove(self, path, size: Size = None):
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
-        def opening() -> Any:  # in its thread
-            sync(path)
-            return opened(path, form_of(path))
-        return read_watched(path, opening, self.limit, 'verified',
-                            lambda reader: read_form(form_of(path), reader, size))
+        return read_watched(path, self.limit, 'verified',
+                            lambda form, reader: read_form(form, reader, size))
 
-    def prove_in(self, backup: Backup, name: str) -> Proof:
+    def prove_in(self, backup: Backup, name):
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
         plain = plain_name(name)
         proof = self.prove(backup.file(name), backup.disk_size(name))
@@ -4862,7 +4682,7 @@ class Verifier:
             return proof._replace(proved='checksums')
         return proof
 
-    def check(self, backup: Backup) -> Verified:
+    def check(self, backup: Backup):
         """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
         digests = {}           # type: Strings
         proved = []
@@ -4890,7 +4710,7 @@ class Verifier:
             found.remarks.append(METADATA + ' is missing')
         return found
 
-    def check_metadata(self, backup: Backup, found: Verified) -> None:
+    def check_metadata(self, backup: Backup, found: Verified):
         """Note what is wrong with vm-metadata.xml, which has to be whole, and of this VM."""
         try:
             digest = self.prove_in(backup, METADATA).digest
@@ -4911,6 +4731,7 @@ class Verifier:
 # mark, its own uuid, in other_config; or this host has noted its uuid or, before it was made, that
 # it would be, and it is new and carries our label. Never by its name, nor by what a share says.
 
+SET_PIPE_SIZE = 1031       # F_SETPIPE_SZ (Linux: fcntl.h), which Python has since 3.10
 STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 LEFT_OUT = '{0.device} ({0.name}): {0.why}'        # a disk that is not exported
 # Recorded from xapi 26.17.0; vhd-tool: channels.ml.
@@ -4919,12 +4740,11 @@ NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multip
 # xapi: xapi_vm_lifecycle.ml; running or not. xe's commands for it: cli_frontend.ml, records.ml.
 USB = ('xapi takes no snapshot of a VM with a USB device passed through. What works: vdi-export= '
        'of its boot disk (vdi_disks=boot); to take the device off: xe vusb-list vm-uuid={0}, then '
-       'vusb-unplug and vusb-destroy; or, by hand while it is halted: xe vm-export uuid={0} '
-       'filename=...')
+       'vusb-unplug and vusb-destroy; or, while it is off: xe vm-export uuid={0} filename=...')
 
 
 @contextmanager
-def failing_as(token: str) -> Context:
+def failing_as(token):
     """Give the failure of a step its word in the status log."""
     try:
         yield
@@ -4933,7 +4753,7 @@ def failing_as(token: str) -> Context:
 
 
 @contextmanager
-def tolerating(warnings: Warned, what: str) -> Context:
+def tolerating(warnings: Warned, what):
     """Allow a step to fail, and note that, as a warning with which a VM's backup then ends."""
     try:
         yield
@@ -4941,7 +4761,7 @@ def tolerating(warnings: Warned, what: str) -> Context:
         warnings.append(f'{what}: {explain(error)}')
 
 
-def end_clients(uuids: Texts, run: str) -> None:
+def end_clients(uuids: Texts, run):
     """End each xe of a killed run, a process as in Intent, that still transfers an object."""
     for uuid in uuids:
         for number in programs_with('uuid=' + uuid, f'{CHILD}={run.partition(" ")[0]}\0'):
@@ -4949,7 +4769,7 @@ def end_clients(uuids: Texts, run: str) -> None:
             end_program(number)
 
 
-def in_several_tries(remove: Callable, patient: bool = False) -> None:
+def in_several_tries(remove: Callable, patient=False):
     """Call `remove` with the number of the try until it succeeds. Only what fails in the last one
     is raised. IN_USE usually passes, and gets more tries, as does all where `patient`."""
     pauses = DISCARD_PAUSES + BUSY_PAUSES
@@ -4966,13 +4786,12 @@ def in_several_tries(remove: Callable, patient: bool = False) -> None:
 
 class Operator:
     """Changes the pool by commands of xe, of which those for one VM are numbered."""
-    def __init__(self, pool: Pool, warnings: Warned, numbered: bool = True) -> None:
+    def __init__(self, pool: Pool, warnings: Warned, numbered=True):
         self.pool = pool
         self.xe = Xe(numbered)
         self.warnings = warnings
 
-    def drop_leaked_vbds(self, owners: Records, disks: Iterable[str], mode: str = 'RO',
-                         sure: bool = True) -> None:
+    def drop_leaked_vbds(self, owners: Records, disks: Iterable[str], mode='RO', sure=True):
         """Take the VBDs from disks that transfers have left (Pool.holds). Raise VmBackupError."""
         leaked = []            # type: List[str]
         for pause in (0, SECOND_LOOK):     # nothing keeps xapi from unplugging a VBD that is in use
@@ -5002,7 +4821,7 @@ class Operator:
 
 class Remover(Operator):
     """Removes snapshots of ours with their disks, as records (Intent) tell of them."""
-    def with_disks(self, intent: Intent, snapshot: Snapshot) -> Intent:
+    def with_disks(self, intent: Intent, snapshot: Snapshot):
         """Return the record of a snapshot with its uuid, and the disks of a VM's. One call."""
         intent = intent._replace(uuid=snapshot.uuid)
         if intent.kind == 'VDI':
@@ -5014,18 +4833,17 @@ class Remover(Operator):
         sources, disks = found.values()
         return intent._replace(sources=sources or intent.sources, disks=disks)
 
-    def disks_of(self, intent: Intent) -> Snapshots:
+    def disks_of(self, intent: Intent):
         """Return which disks are there that came with a snapshot, or that it is. One call."""
         if intent.kind == 'VDI':
             return self.pool.snapshots('VDI', [intent.uuid], 'uuid')
         return [found for found in self.pool.snapshots('VDI', intent.sources)
                 if found.ref in intent.disks]
 
-    def remove(self, intent: Intent, prepared: bool = False) -> None:
-        """Uninstall a VM's snapshot, and destroy the disks that are left: xapi removes its record,
-        then one disk after the other until one fails (cli_operations.ml, vm_uninstall_common).
-        Raise VmBackupError."""
-        def attempt(number: int) -> None:
+    def remove(self, intent: Intent, prepared=False):
+        """Uninstall a VM's snapshot, destroy the disks that are left: xapi removes its record, then
+        its disks until one fails (cli_operations.ml, vm_uninstall_common). Raise VmBackupError."""
+        def attempt(number):
             uuid = intent.uuid
             disks = self.disks_of(intent)
             if intent.kind == 'VM' and not (number and self.pool.is_gone('VM', uuid)):
@@ -5043,7 +4861,7 @@ class Remover(Operator):
             self.destroy(disks)
         in_several_tries(attempt)
 
-    def destroy(self, disks: Snapshots) -> None:
+    def destroy(self, disks: Sequence[Snapshot]):
         """Destroy disks of no VM; an export of one may still be ending (xapi: xapi_vdi.ml)."""
         wrong = VmBackupError('xe vdi-destroy did nothing')
         for disk in disks:
@@ -5057,7 +4875,7 @@ class Remover(Operator):
         if left:
             raise CommandFailed(f'{wrong} (still there: {", ".join(left)})', wrong.code)
 
-    def remove_unfinished(self, intent: Intent, backup: Backup) -> bool:
+    def remove_unfinished(self, intent: Intent, backup: Backup):
         """Remove the snapshot of an unfinished backup's record, and what is left of it. Return
         False, with a warning, if it may not be ours: anybody can write what is not noted here."""
         if intent.uuid:
@@ -5083,8 +4901,7 @@ class Remover(Operator):
             self.pool.wait_for_snapshot(intent.kind, intent.ref)
         clear = True
         names = dict(zip(intent.sources, intent.names))
-        # Of a VM's that was only half made, the disks come first, and are not anybody's yet (xapi:
-        # xapi_vm_clone.ml).
+        # Of a VM's half made one the disks come first, yet nobody's (xapi: xapi_vm_clone.ml).
         for kind, refs in {intent.kind: (intent.ref,), 'VDI': intent.sources}.items():
             new = [found for found in self.pool.snapshots(kind, refs)
                    if found.ref not in intent.before]
@@ -5097,8 +4914,7 @@ class Remover(Operator):
                         halves.append(found)
                 elif kind == 'VDI' and not (found.vbds or found.tags) and (
                         found.when >= intent.since and found.label == names.get(found.of)):
-                    # We may have meant to make it, and nobody has marked it: one request can make
-                    # two where xapi ends meanwhile (recorded from 25.33.2 and 26.17.0).
+                    # One request of ours may make two where xapi ends (recorded from 26.17.0).
                     clear = self.doubt(kind, found, backup)
                 elif found.label == intent.label:
                     if intent.noted:
@@ -5108,7 +4924,7 @@ class Remover(Operator):
             self.destroy(halves)
         return clear
 
-    def is_in_use(self, intent: Intent) -> bool:
+    def is_in_use(self, intent: Intent):
         """Return whether a recorded snapshot, or a disk of it, is exported. Raise PoolError."""
         if not intent.uuid:
             self.pool.wait_for_snapshot(intent.kind, intent.ref)
@@ -5117,7 +4933,7 @@ class Remover(Operator):
             user for _, user, _ in self.pool.holds(
                 owners, [disk.ref for disk in self.disks_of(intent)], 'RO', True))
 
-    def remove_found(self, found: Snapshot, intent: Intent, backup: Backup) -> None:
+    def remove_found(self, found: Snapshot, intent: Intent, backup: Backup):
         """Remove an unfinished backup's snapshot; note its disks, as its own record goes first."""
         log('removing the snapshot of an unfinished backup: ' + found.uuid)
         ours = self.with_disks(intent, found)
@@ -5128,19 +4944,18 @@ class Remover(Operator):
         self.pool.await_exports(intent.kind, found.ref)
         self.remove(ours)
 
-    def is_ours(self, kind: str, found: Snapshot, new: Snapshots, intent: Intent) -> bool:
+    def is_ours(self, kind, found: Snapshot, new: Sequence[Snapshot], intent: Intent):
         """Return if it can only be what was meant: of a VM, the only template of then with our
         label; of a disk, the only one of then without VBD, with its label (xapi: xapi_vdi.ml)."""
+        until = intent.latest if kind == 'VM' else intent.until
+        new = [each for each in new if intent.since <= each.when <= until]
         if kind == 'VM':
-            likely = [each for each in new if each.label == intent.label
-                      and intent.since <= each.when <= intent.latest]
+            likely = [each for each in new if each.label == intent.label]
             return found.template and likely == [found]
-        likely = [each for each in new if each.of == found.of and not each.vbds
-                  and intent.since <= each.when <= intent.until]
-        return likely == [found] and found.label == dict(
-            zip(intent.sources, intent.names)).get(found.of)
+        alone = [each for each in new if each.of == found.of and not each.vbds] == [found]
+        return alone and found.label == dict(zip(intent.sources, intent.names)).get(found.of)
 
-    def doubt(self, kind: str, found: Snapshot, backup: Backup) -> bool:
+    def doubt(self, kind, found: Snapshot, backup: Backup):
         """Warn of a snapshot that may be somebody else's; return False."""
         word, verb = ('vdi', 'destroy') if kind == 'VDI' else ('snapshot', 'uninstall')
         self.warnings.append(
@@ -5150,7 +4965,7 @@ class Remover(Operator):
                                                        backup.file(INTENT)))
         return False
 
-    def warn_of(self, found: Snapshot) -> None:
+    def warn_of(self, found: Snapshot):
         """Warn of a snapshot that may be ours."""
         self.warnings.append(f'the snapshot {found.uuid}, called {found.label}, was not made by '
                              'this program as far as it knows: not touched')
@@ -5165,7 +4980,7 @@ class Exporter(Remover):
     disks = others = left_out = ()     # type: Any
     ignoring = False
 
-    def __init__(self, pool: Pool, extension: str, choice: DiskChoice, warnings: Warned) -> None:
+    def __init__(self, pool: Pool, extension, choice: DiskChoice, warnings: Warned):
         super().__init__(pool, warnings)
         self.extension = extension
         self.archive = '.xva' in extension
@@ -5175,7 +4990,7 @@ class Exporter(Remover):
             'SNAPSHOT-FAIL', 'TEMPLATE-PARAM-SET-FAIL', 'VM-EXPORT-FAIL') if self.archive else (
             'VDI-SNAPSHOT-FAIL', 'VDI-PARAM-SET-FAIL', 'VDI-EXPORT-FAIL')
 
-    def choose(self, vm: Vm, fresh: bool = False) -> None:
+    def choose(self, vm: Vm, fresh=False):
         """Choose the disks to export, by the tables unless they have to be fresh; note others."""
         disks = self.pool.disks(vm, fresh)
         wanted = self.choice.wanted
@@ -5192,21 +5007,21 @@ class Exporter(Remover):
         self.others = [disk for disk in disks if disk.vdi_ref not in refs]
         self.left_out = [disk for disk in self.others if not disk.why.startswith(NOT_CHOSEN)]
 
-    def names(self, base: str, vm: Vm) -> Texts:
+    def names(self, base, vm: Vm):
         """Return the names of the files; `base`: that of the VM's directory. Raise PoolError."""
         if self.archive:
             return [base + self.extension]
         self.choose(vm)
         return [self.name_of(base, disk) for disk in self.disks]
 
-    def name_of(self, base: str, disk: Disk) -> str:
+    def name_of(self, base, disk: Disk):
         """Return the name of a disk's file; `auto` stands for VHD where xapi makes it."""
         if self.kind == 'VM':
             base = path_part(f'DISK-{disk.device}')
         return base + self.extension.replace(
             '.auto', '.raw' if disk.size > LARGEST_EXPORT or disk.size % VHD_BLOCK else '.vhd')
 
-    def remarks(self) -> Iterator[Pair]:
+    def remarks(self):
         """Yield ERROR or WARNING, and why disks cannot be exported as VHD, or not for certain."""
         for disk in self.disks if '.vhd' in self.extension else ():
             what = f'{disk.device} of {human_size(disk.size)} (set vdi_export_format=auto or raw)'
@@ -5215,15 +5030,12 @@ class Exporter(Remover):
             elif disk.size % VHD_BLOCK:
                 yield 'WARNING', f'{NEVER_ENDS}: {what}'
 
-    def choose_source(self, vm: Vm) -> None:
+    def choose_source(self, vm: Vm):
         """Choose the disks, prepare the record; a disk's later snapshots are known by time."""
         self.vm = vm
         choosy = self.choice != DiskChoice() or not self.archive
-        try:
+        with ExitStack() if choosy else suppress(PoolError):   # of which the metadata step warned
             self.choose(vm, choosy)                    # the night is long: disks may have moved
-        except PoolError:                              # the metadata step has warned of it
-            if choosy:
-                raise
         if not (self.disks or self.archive):
             raise BackupFailed('NO-BOOT-DISK', 'no disk is to be exported: ' + (
                 abbreviate(list(map(LEFT_OUT.format, self.others))) or 'it has none'))
@@ -5231,20 +5043,17 @@ class Exporter(Remover):
             if level == 'ERROR':
                 raise BackupFailed(self.export_token, text)
         taken = self.disks
-        before = []            # type: List[str]
+        before = [*vm.record['snapshots']]
         if self.kind == 'VM':
-            ref = vm.ref
-            uuid = vm.uuid
+            ref, uuid = vm.ref, vm.uuid
             label = 'RESTORE_' + vm.name
             # From there on vm-snapshot has ignore-vdi-uuids.
             self.ignoring = self.others and self.pool.version() >= (21, 4)
             if not self.ignoring:
                 taken = taken + self.others
-            before += vm.record['snapshots']
         else:
             disk, = self.disks
-            ref = disk.vdi_ref
-            uuid = disk.vdi['uuid']
+            ref, uuid = disk.vdi_ref, disk.vdi['uuid']
             label = 'SNAP_{}_{}'.format(vm.name, disk.name).replace(' ', '-')
         for disk in taken:
             before += disk.vdi['snapshots']
@@ -5255,7 +5064,7 @@ class Exporter(Remover):
             names=[disk.name for disk in taken], noted=True)
 
     @contextmanager
-    def snapshot(self, backup: Backup, warned_of: Texts) -> Iterator[Snapshot]:
+    def snapshot(self, backup: Backup, warned_of: Texts):
         """Make and prepare a snapshot, yield it; whatever happens, remove it or keep its record."""
         waited = stopwatch()
         with self.pool.snapshotting:
@@ -5279,7 +5088,7 @@ class Exporter(Remover):
                 with tolerating(self.warnings, f'cannot delete the record in {backup.path}'):
                     drop_record(backup.file(INTENT))
 
-    def take(self, backup: Backup, warned_of: Texts) -> Snapshot:
+    def take(self, backup: Backup, warned_of: Texts):
         """Record the intent, make the snapshot and identify it; warn of earlier ones."""
         check_signals()
         log(f'check for prev-{self.kind.lower()}-snapshot: {self.intent.label}')
@@ -5288,9 +5097,7 @@ class Exporter(Remover):
             pool=self.pool.uuid(), since=utc(ahead - 60), until=utc(ahead + 900),
             latest=utc(ahead + 2 * XE_TIMEOUT + 900))
         self.write_intent(backup, intent)
-        words = {}             # type: Record
-        if self.kind == 'VM':
-            words['new_name_label'] = intent.label
+        words = {'new_name_label': intent.label} if self.kind == 'VM' else {}
         if self.ignoring:
             words['ignore_vdi_uuids'] = ','.join(disk.vdi['uuid'] for disk in self.others)
         try:                   # by uuid=, as vm= also finds a VM that is named so
@@ -5331,13 +5138,13 @@ class Exporter(Remover):
                 raise CommandFailed(f'{error} ({more})')
             raise
 
-    def write_intent(self, backup: Backup, intent: Intent) -> None:
+    def write_intent(self, backup: Backup, intent: Intent):
         """Write down what is known of the snapshot by now. Raise TargetError, OSError."""
         self.intent = intent
         set_intent(backup, intent)
         self.snapshot_may_remain = True
 
-    def prepare(self) -> None:
+    def prepare(self):
         """Mark the snapshot; give a disk's our label. Make a VM's no template, as xe's vm-export
         and vm-uninstall see none, which a snapshot is; the archive keeps that (xapi:
         cli_operations.ml, select_vms; export.ml, make_vm). Destroy the disks that are not for the
@@ -5354,7 +5161,7 @@ class Exporter(Remover):
         self.xe.tell('template-param-set', is_a_template='false', ha_always_run='false', uuid=uuid,
                      **mark)
 
-    def files(self, base: str, snapshot: Snapshot) -> List[ExportFile]:
+    def files(self, base, snapshot: Snapshot):
         """Return the files to export: the archive, or images of the snapshot's disks."""
         if self.archive:
             return [ExportFile(base + self.extension, snapshot)]
@@ -5366,15 +5173,15 @@ class Exporter(Remover):
             found.append(ExportFile(self.name_of(base, disk), copies[disk.vdi_ref], disk))
         return found
 
-    def export(self, file: ExportFile, path: str, watchdog: Watchdog) -> None:
+    def export(self, file: ExportFile, path, watchdog: Watchdog):
         """Export an archive, of which xe has to say so, too (see Xe.transfer), or a disk."""
         uuid = file.snapshot.uuid
         size = file.snapshot.size
         packing = compression_of(path)
         if self.archive:
             with handed(path) as at:
-                lines = self.xe.transfer('vm-export', watchdog, at=at, uuid=uuid, filename=path,
-                                         **packing.parameters).splitlines()
+                lines = self.xe.tell('vm-export', watchdog=watchdog, at=at, uuid=uuid,
+                                     filename=path, **packing.parameters).splitlines()
             log(*lines)
             if 'Export succeeded' not in lines:
                 raise CommandFailed('xe vm-export did not say that the export succeeded')
@@ -5384,10 +5191,10 @@ class Exporter(Remover):
         try:
             if not packing.ending:
                 with handed(path) as at:
-                    self.xe.transfer('vdi-export', watchdog, at=at, filename=path, **words)
+                    self.xe.tell('vdi-export', watchdog=watchdog, at=at, filename=path, **words)
             else:
                 with create(path) as stream:
-                    self.xe.transfer('vdi-export', watchdog, filename='', packer=(
+                    self.xe.tell('vdi-export', watchdog=watchdog, filename='', packer=(
                         packing_command(packing), stream.fileno()), **words)
         except CommandFailed as error:
             if form == '.vhd' and size % VHD_BLOCK and error.code == STALLED:
@@ -5395,6 +5202,41 @@ class Exporter(Remover):
             raise
         if form == '.raw' and not packing.ending and size_of(path) != size:
             raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {size}')
+
+    def stream(self, uuid, limit):
+        """Export an archive to standard output; tee(1) hands it to us, too, and we verify it on its
+        way. It is cut off where it is damaged. Raise CommandFailed."""
+        handle, copy = os.pipe()
+        with suppress(OSError):                        # it goes on, slower
+            fcntl.fcntl(copy, SET_PIPE_SIZE, CHUNK)
+        packing = compression_of(self.extension)
+        reader = ArchiveReader(handle, plain=True)
+        proofs = []            # type: List[Proof]
+        wrong = []             # type: List[str]       # first of all what the rest follows from
+
+        def verify():
+            # Closed when that is noted, as else tee would go on.
+            with io.FileIO(handle), closing(reader), tolerating(wrong, 'the archive is not whole'):
+                if packing.programs:
+                    reader.stream = Filter(packing_command(packing, undo=True), handle)
+                proofs.append(reader.read())
+
+        verifying = Thread(target=verify, daemon=True)
+        verifying.start()
+        watchdog = Watchdog(limit, lambda: reader.at, 'streamed', self.vm.name,
+                            progress=lambda: self.pool.progress(uuid))
+        try:
+            with tolerating(wrong, 'the export failed'):
+                self.xe.tell('vm-export', watchdog=watchdog, uuid=uuid, filename='',
+                             packer=(['tee', f'/proc/{getpid()}/fd/{copy}'], 1),
+                             **packing.parameters)
+        finally:
+            os.close(copy)
+        verifying.join()
+        if wrong or not proofs:
+            raise CommandFailed([*wrong, 'the archive was not verified'][0])
+        log(f'streamed {self.vm.name}: {human_size(proofs[0].size)}, {PROVED[proofs[0].proved]}',
+            loud=True)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -5420,12 +5262,12 @@ class Chosen(NamedTuple):
     disk: Optional[ArchivedDisk] = None    # of all that is in it only this one
 
     @property
-    def whole(self) -> bool:
+    def whole(self):
         """Return whether it is a whole VM."""
         return self.form == '.xva' and not self.disk
 
     @property
-    def suffix(self) -> str:
+    def suffix(self):
         """Return what tells from the original, in the name of a copy."""
         return '-restored-' + (self.backup.started or iso(now()))[:10]
 
@@ -5437,38 +5279,36 @@ class Target(NamedTuple):
     size: int                  # bytes of all disks
     disks: Sizes = {}      # of an archive: bytes, by user device
     preserve: bool = False     # the MAC addresses
-    attach: Optional[Vm] = None    # the VM that gets the disk
+    attach: str = ''           # uuid of the VM that gets the disk
     device: str = ''           # user device that the disk becomes there
-    mode: str = 'RW'           # or RO
-    original: str = ''         # uuid of the disk that was backed up
 
 
-def in_words(made: Marked) -> str:
+def in_words(made: Marked):
     """Return what a restore has made."""
     return abbreviate([f'{kind} {labelled(each)}' for kind, records in zip(
         ('VM', 'disk', 'network'), made) for each in records.values()])
 
 
-def space_of(sr: Record, size: int) -> str:
+def space_of(sr: Record, size):
     """Return how full an SR is, beside so many bytes that are to go there."""
     return f'{labelled(sr)}: {free_space(sr)}, the disks have {human_size(size)}'
 
 
 class Importer(Operator):
     """Imports archives and images, and takes back what is partly imported."""
-    def __init__(self, pool: Pool, store: Store, warnings: Warned, limit: float = 0) -> None:
+    def __init__(self, pool: Pool, store: Store, warnings: Warned, limit=0):
         super().__init__(pool, warnings, numbered=False)
         self.store = store
         self.limit = limit     # seconds in which an import has to move
 
     @contextmanager
-    def restoring(self, name: str, keep: bool) -> Iterator[Restoring]:
+    def restoring(self, name, keep):
         """Record a restore, and yield the record; remove what it made unless all went well."""
         Signals.current.at_once = False
         with self.store.restoring(self.pool.uuid(), name, utc(self.pool.ahead() - 60)) as record:
             settled = f'the next backup or restore with backup_dir {self.store.root} settles that'
             if not record.path:
-                settled = f'look there for {marked_name(record.mark)}, in names and other-config'
+                settled = f'look there for {MARKED.format(record.mark)}, in names and other-config'
                 log(f'***NOTE - cannot write in {self.store.root}: if this is killed, what it made '
                     f'is left in the pool ({settled})')
             try:
@@ -5482,7 +5322,7 @@ class Importer(Operator):
                                 f'mark ({settled})'):
                     self.end(record, True)
 
-    def end_killed(self) -> None:
+    def end_killed(self):
         """End restores that were killed."""
         with tolerating(self.warnings, 'cannot look for what a restore has left'):
             for path in self.store.restores().values():
@@ -5492,17 +5332,8 @@ class Importer(Operator):
                             f'{record.pool}: not touched')
                     elif record:
                         self.end(record, False)
-            self.forget_looks()
 
-    def forget_looks(self) -> None:
-        """Delete records of attached disks that are there no more."""
-        with tolerating(self.warnings, 'cannot look for disks that are attached'):
-            for look in self.store.looks():
-                if look.pool == self.pool.uuid() and not self.pool.where(
-                        'VDI', 'uuid', [look.disk]):
-                    remove(self.store.look_path(look.disk))
-
-    def end(self, record: Restoring, ours: bool) -> None:
+    def end(self, record: Restoring, ours):
         """Unmark what a restore made, or remove it if it is not complete; delete the record."""
         made = self.pool.marked(record.mark)
         if record.complete:
@@ -5515,19 +5346,18 @@ class Importer(Operator):
                 end_clients([vdi['uuid'] for vdi in made.disks.values()], record.process)
             in_several_tries(lambda _: self.remove(record, ours), patient=True)
             log('taken back: ' + (in_words(made) or 'nothing, as nothing was made'))
-            self.forget_looks()
         if record.path:
             drop_record(record.path)
 
-    def unmark(self, word: str, made: Record, record: Restoring) -> None:
+    def unmark(self, word, made: Record, record: Restoring):
         """Take a restore's mark from a VM (word 'vm'), disk ('vdi') or network."""
-        if made['name_label'] == marked_name(record.mark):
+        if made['name_label'] == MARKED.format(record.mark):
             self.xe.tell('vdi-param-set', uuid=made['uuid'], name_label=label_part(record.name))
         else:
             self.xe.tell(word + '-param-remove', uuid=made['uuid'], param_name='other-config',
                          param_key=MARK)
 
-    def remove(self, record: Restoring, ours: bool) -> None:
+    def remove(self, record: Restoring, ours):
         """Remove what carries a mark, once nothing imports it; what others use by now loses it."""
         pool = self.pool
         for _ in pool.waiting('it is still being imported'):
@@ -5553,7 +5383,7 @@ class Importer(Operator):
         if any(left):
             raise CommandFailed('still there: ' + in_words(left))
 
-    def check_unused(self, made: Marked) -> None:
+    def check_unused(self, made: Marked):
         """Raise VmBackupError if somebody has started, copied or snapshotted what was made."""
         used = [each for each in [*made.vms.values(), *made.disks.values()]
                 if each['is_a_snapshot'] or each['snapshots']]
@@ -5569,7 +5399,7 @@ class Importer(Operator):
                                 '(it was started or copied, or has a snapshot; remove it: it is '
                                 'incomplete)')
 
-    def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off: bool = False) -> str:
+    def put(self, chosen: Chosen, target: Target, record: Restoring, cut_off=False):
         """Import an archive (`cut_off`: off all networks) or an image; return the new uuid."""
         check_signals()
         try:
@@ -5582,7 +5412,7 @@ class Importer(Operator):
                 text = f'no space left in SR, at first {space_of(target.sr, target.size)}: {text}'
             raise CommandFailed(text, error.code)
 
-    def import_vm(self, path: str, target: Target, mark: str, cut_off: bool) -> str:
+    def import_vm(self, path, target: Target, mark, cut_off):
         """Import an archive; return the uuid of the VM, which has each disk with all its bytes."""
         readers = []           # type: List[Reader]
         words = {'sr_uuid': target.sr['uuid']}
@@ -5591,7 +5421,7 @@ class Importer(Operator):
         watchdog = Watchdog(self.limit, lambda: sum(each.position() for each in readers),
                             'restored', path, bounded(path, size_of, path))
         watchdog.pieces = archive_for_import(path, target.name, mark, readers)
-        uuid = self.xe.transfer('vm-import', watchdog, filename='/dev/stdin', **words)
+        uuid = self.xe.tell('vm-import', watchdog=watchdog, filename='/dev/stdin', **words)
         made = self.pool.marked(mark)
         if [vm['uuid'] for vm in made.vms.values()] != [uuid]:
             raise CommandFailed('xe vm-import did not print the uuid of the VM that it made')
@@ -5608,12 +5438,12 @@ class Importer(Operator):
                 raise CommandFailed(f'disk {device} has {found.get(device, 0)} bytes, not {size}')
         return uuid
 
-    def import_disk(self, chosen: Chosen, target: Target, record: Restoring) -> str:
+    def import_disk(self, chosen: Chosen, target: Target, record: Restoring):
         """Import an image of one of FORMS; return the uuid of the new disk, named by the mark."""
         path, form, _, disk = chosen
         size = target.size
         uuid = self.xe.tell('vdi-create', sr_uuid=target.sr['uuid'], type='user',
-                            name_label=marked_name(record.mark), virtual_size=str(size),
+                            name_label=MARKED.format(record.mark), virtual_size=str(size),
                             **dict([QCOW2] if size > LARGEST_STORED else ()))
         made = sum(int(vdi['virtual_size'])
                    for vdi in self.pool.where('VDI', 'uuid', [uuid]).values())
@@ -5626,12 +5456,13 @@ class Importer(Operator):
             watchdog = Watchdog(self.limit + size / 10**8, lambda: 0, 'restored', path, size,
                                 lambda: self.pool.progress('VDI import', others))
             with reading(path) as stream:
-                self.xe.transfer('vdi-import', watchdog, uuid=uuid, format='vhd', filename=path,
-                                 at=f'/proc/{getpid()}/fd/{stream.fileno()}')       # as `handed`
+                self.xe.tell('vdi-import', watchdog=watchdog, uuid=uuid, format='vhd',
+                             filename=path, at=f'/proc/{getpid()}/fd/{stream.fileno()}')  # `handed`
         else:
             watchdog = Watchdog(self.limit, lambda: watchdog.done, 'restored', path, made)
             watchdog.pieces = disk_pieces(path, form, size, made, disk.id if disk else '')
-            self.xe.transfer('vdi-import', watchdog, filename='/dev/stdin', uuid=uuid, format='raw')
+            self.xe.tell('vdi-import', watchdog=watchdog, filename='/dev/stdin', uuid=uuid,
+                         format='raw')
         return uuid
 
 
@@ -5641,33 +5472,26 @@ class Importer(Operator):
 # The first three cannot harm a backup; a hook can keep one from being made.
 
 BEGINNINGS = ('job-init', 'job-start', 'backup-start')     # phases that can keep it from going on
-NOT_NOW = '75'             # the exit status that does so quietly (sysexits.h: EX_TEMPFAIL)
 VARIABLES = 'VM UUID METHOD TARGET FILE SIZE STATUS BACKUP_DIR REPORT'.split()
-LONGEST_REPLIES = 2**20    # bytes of all answers of a mail server
-LARGEST_LOG = 2**27        # bytes of a status log that is read
-TIME = '[0-9/]{10} [0-9:]{8}'      # in it
 MOST_RECORDED, LONGEST_RECORDED = 100, 200     # warnings in a run's record, characters of one
-LONGEST_LOG = 20000        # characters of a log in the text of a mail; a longer one is attached
-LONGEST_REASON = 100       # columns of what went wrong in its subject
 RULER = '==========================='
-TEXT = '<tr class="text"><td colspan="5">{}</td></tr>\n'
 ROW = ('<tr class="VM {0.status}"><td>{1}</td><td>{0.method}</td><td>{0.status}</td><td>{2}</td>'
        '<td>{3}</td></tr>\n<tr class="{0.status}"><td colspan="5">{4}</td></tr>\n')
-HEAD = '<tr><td>VM</td><td>method</td><td>outcome</td><td>size</td><td>time</td></tr>\n'
 PAGE = '''<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
 <title>{}</title>
 <style>
 :root {{ color-scheme: light dark; font-family: sans-serif }} table {{ border-collapse: collapse }}
 tr {{ font-weight: bold; vertical-align: top }}
-.SUCCESS, .WARNING, .SKIPPED, .text {{ font-weight: normal }}
+.SUCCESS, .WARNING, .SKIPPED {{ font-weight: normal }}
 td {{ padding: 0.2em 0.5em 0.2em 0 }} .VM > td {{ border-top: 1px solid }}
 td:first-child {{ width: 50%; overflow-wrap: anywhere }}
 </style>
+<p>{}</p>
 <table>
+<tr><td>VM</td><td>method</td><td>outcome</td><td>size</td><td>time</td></tr>
 {}</table>
 <pre style="white-space: pre-wrap; overflow-wrap: anywhere">
 {}</pre>
@@ -5675,25 +5499,22 @@ td:first-child {{ width: 50%; overflow-wrap: anywhere }}
 '''
 
 
-def make_directories(path: str) -> None:
+def make_directories(path):
     """Make a directory, and those above it, where they are missing. Raise OSError."""
     if not exists(path):
         make_directories(dirname(path))
-        with suppress(FileExistsError), place(path) as (name, handle):
-            os.mkdir(name, dir_fd=handle)
+        make_directory(path, 0o777)
 
 
 class StatusLog:
     """The file that 3.25 wrote, line by line; none for /dev/null or a run without a config file."""
-    broken = False
-
-    def __init__(self, path: str, warnings: Warned) -> None:
+    def __init__(self, path, warnings: Warned):
         self.path = '' if path == os.devnull else path
         self.warnings = warnings
         self.lock = Lock()   # its lines are in the order of their times
 
-    def write(self, actor: str, *words: str) -> str:
-        """Append `time,actor,host,words...`; return the time. The first problem is a warning."""
+    def write(self, actor, *words):
+        """Append `time,actor,host,words...`; return the time. A problem ends it, with a warning."""
         with self.lock:
             moment = now()
             fields = (f'{moment:%Y/%m/%d %H:%M:%S}', actor, this_host()) + words
@@ -5701,13 +5522,12 @@ class StatusLog:
                 if self.path:
                     bounded('the file system', self.append, ','.join(fields))
             except (OSError, TargetError) as error:
-                if not self.broken:
-                    self.warnings.append(
-                        f'cannot write status_log {portable(self.path)}: {reason_of(error)}')
-                self.broken = True
+                self.warnings.append(
+                    f'cannot write status_log {portable(self.path)}: {reason_of(error)}')
+                self.path = ''
             return iso(moment)
 
-    def append(self, line: str) -> None:
+    def append(self, line):
         """Append a line. Raise OSError, for what is no file of its own too."""
         make_directories(dirname(self.path))
         with naming(self.path), open(
@@ -5715,50 +5535,45 @@ class StatusLog:
             stream.write(encoded(printable(line)) + b'\n')
 
     @functools.lru_cache()
-    def begin(self) -> str:
+    def begin(self):
         """Note, once, that a run begins; return when."""
         return self.write('vmbackup.py', 'begin')
 
 
-def last_logged(path: str) -> Optional[LastRun]:
+def last_logged(path):
     """Return this host's last run in a status log, also of 3.25, without a process; None without
     any. If the log was rotated meanwhile, it seems to have begun when it ended."""
     host = re.escape(this_host())
-    ours = f'^({TIME}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
-    bad = f'^{TIME},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
+    ours = f'^(.{{19}}),vmbackup.py,{host},(?:begin|end,(.*),(.*))$'
+    bad = f'^.{{19}},v\\w+-export,{host},end,(?!SUCC|WARN|SKIP)(.*?) (.*)$'
     with suppress(OSError, ValueError, IndexError):
-        log = decoded(load(path, LARGEST_LOG))
+        log = decoded(load(path, 2**27))                       # bytes
         lines = findall(ours, log, MULTILINE)
         ended, token, counts = lines[-1]
         begun, before, _ = lines[-2:][0]
         if before or not token:
             begun = ended
-        begun, ended = [iso(datetime.strptime(when, '%Y/%m/%d %H:%M:%S'))
-                        for when in (begun, ended)]
+        begun, ended = [iso(datetime.strptime(at, '%Y/%m/%d %H:%M:%S')) for at in (begun, ended)]
         failed = findall(bad, log.rpartition(',begin\n')[2], MULTILINE)
         return LastRun(begun, '', '', token and ended, f'{token} {counts}',
                        abbreviate([f'{name} ({word})' for word, name in failed]))
     return None
 
 
-def hook_problem(path: str) -> str:
+def hook_problem(path):
     """Return the problem with the program that `hook` names, or ''."""
-    if not path:
-        return ''
-    if not (isfile(path) and os.access(path, os.X_OK)):
-        wrong = 'is not a program' if exists(path) else 'does not exist'
-        return f'ERROR: config hook {wrong} -> {path}'
-    wrong = changeable(path)
+    if path and not (isfile(path) and os.access(path, os.X_OK)):
+        return f'ERROR: config hook is not a program -> {path}'
+    wrong = path and changeable(path)
     return wrong and f'ERROR: config hook is not safe -> {path}: {wrong}'
 
 
-def compose(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]) -> Any:
-    """Return a mail: what a run came to, in HTML with a table of VMs, those that failed first and
-    why under their names; below it the lines of the log, attached if many."""
+def compose(settings: Settings, subject, told: Texts, outcomes: Sequence[Outcome]):
+    """Return a mail of a run: a table of VMs in HTML, failed ones first; a long log is attached."""
     from email import contentmanager, header, message, policy, utils
     from html import escape
 
-    def put(how: Callable, text: str, **more: str) -> None:
+    def put(how: Callable, text, **more):
         """Put text in; ASCII as it is, if no line is too long for that (RFC 5322, 2.1.1)."""
         text = encoded(text).decode('utf-8', 'replace')
         plain = match(r'([ -~\t]{,998}\n)*\Z', text)
@@ -5775,70 +5590,43 @@ def compose(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Ou
     mail['Date'] = utils.format_datetime(now().astimezone())
     mail['Message-ID'] = utils.make_msgid(domain='vmbackup.invalid')
     mail['Auto-Submitted'] = 'auto-generated'          # RFC 3834: no holiday replies
-    below = ('FAILED ', *[f'WARNING {printable(each.name)}: ' for each in outcomes])
-    table = ''.join([TEXT.format(escape(line)) for line in told if not line.startswith(below)])
-    if outcomes:
-        table += HEAD
+    table = ''
     for outcome in sorted(outcomes, key=lambda each: (not each.error, not each.warnings)):
         name, *words = [escape(printable(text or '')) for text in (
             outcome.name, outcome.error, *outcome.warnings)]
         table += ROW.format(outcome, name, human_size(outcome.size),
                             timedelta(seconds=outcome.seconds), '<br>'.join(filter(None, words)))
     whole = '\n'.join(Console.current.lines) + '\n'
-    shown = whole if len(whole) <= LONGEST_LOG else 'The log is attached.\n'
+    shown = whole if len(whole) <= 20000 else 'The log is attached.\n'
     put(mail.set_content, '\n'.join([*told, '', shown]))
-    put(mail.add_alternative, PAGE.format(escape(subject), table, escape(shown)), subtype='html')
+    put(mail.add_alternative, PAGE.format(escape(subject), '<br>\n'.join(map(escape, told)), table,
+                                          escape(shown)), subtype='html')
     if shown != whole:
         put(mail.add_attachment, whole, filename='vmbackup.log.txt')
     return mail
 
 
-def security_of(settings: Settings) -> str:
+def security_of(settings: Settings):
     """Return how the mail server is talked to: none, starttls or tls."""
     if settings.mail_smtp_security != 'auto':
         return settings.mail_smtp_security
-    return {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, 'none')
+    usual = 'starttls' if settings.mail_smtp_user else 'none'      # no password goes in clear
+    return {587: 'starttls', 465: 'tls'}.get(settings.mail_smtp_port, usual)
 
 
-def check_account(settings: Settings) -> Texts:
-    """Return a warning if the mail password goes in clear; raise ConfigError if none allowed it."""
-    if not (settings.mail_to and settings.mail_smtp_user) or security_of(settings) != 'none':
-        return []
-    words = ('password of mail_smtp_user in clear to {0.mail_smtp_server} port '
-             '{0.mail_smtp_port}').format(settings)
-    if settings.mail_smtp_security == 'auto':
-        raise ConfigError(f'mail_smtp_security=auto would send the {words} (set it to starttls or '
-                          'tls, or to none if the network may read it)')
-    return [f'***WARNING - mail_smtp_security=none sends the {words}']
-
-
-class Replies(io.BufferedReader):
-    """What a mail server answers, line by line: LONGEST_REPLIES bytes at most."""
-    room = LONGEST_REPLIES
-
-    def readline(self, limit: Any = -1) -> bytes:
-        """Return a line. Raise OSError."""
-        line = super().readline(limit)
-        self.room -= len(line)
-        if self.room < 0:
-            raise OSError(f'answers of more than {LONGEST_REPLIES} bytes')
-        return line
-
-
-def greeting(sender: str, host: str) -> str:
+def greeting(sender, host):
     """Return a name for EHLO that has a dot and is not localhost, or an address. No name server is
     asked, as smtplib would (RFC 5321, 2.3.5, 4.1.4; Postfix: reject_non_fqdn_helo_hostname)."""
     domain = sender.partition('@')[2]
-    for name in host, '{}.{}'.format(host.partition('.')[0], domain), domain:
+    for name in host, f'{host.partition(".")[0]}.{domain}', domain:
         name = name.replace('_', '-')
         if match(r'(?!(.*\.)?local(host|domain))([A-Za-z0-9-]+\.)+[A-Za-z][A-Za-z0-9-]*$', name):
             return name
     return '[127.0.0.1]'
 
 
-def deliver(settings: Settings, message: Any, recipients: Texts) -> Record:
-    """Hand a mail to the server once; return its answers to those of the recipients that it
-    refused. Raise SMTPRecipientsRefused for all of them, OSError, ValueError."""
+def deliver(settings: Settings, message, recipients: Texts):
+    """Hand a mail over once; return the answers to those refused. Raise OSError, ValueError."""
     import smtplib
     import ssl
     path, security = settings.mail_smtp_password_file, security_of(settings)
@@ -5847,13 +5635,15 @@ def deliver(settings: Settings, message: Any, recipients: Texts) -> Record:
     if security == 'tls':
         kind, options = smtplib.SMTP_SSL, {'context': ssl.create_default_context()}
 
-    class Client(kind):        # one of smtplib, whose answers can have any number of lines
-        def getreply(self) -> Any:
-            self.file = self.file or Replies(self.sock.makefile('rb', buffering=0))
+    class Client(kind):        # one of smtplib, whose answers could have any number of lines
+        def getreply(self):
+            if not self.file:
+                self.file = self.sock.makefile('rb')
+                lines = itertools.repeat(self.file.readline, 1000)
+                self.file.readline = lambda limit: next(lines, lambda _: b'')(limit)
             return super().getreply()
-    server = Client(settings.mail_smtp_server, settings.mail_smtp_port,
-                    settings.mail_helo or greeting(settings.mail_from, this_host()),
-                    timeout=MAIL_TIMEOUT, **options)
+    server = Client(settings.mail_smtp_server, settings.mail_smtp_port, settings.mail_helo or
+                    greeting(settings.mail_from, this_host()), timeout=MAIL_TIMEOUT, **options)
     with closing(server):
         if security == 'starttls':
             server.starttls(context=ssl.create_default_context())
@@ -5868,18 +5658,14 @@ def deliver(settings: Settings, message: Any, recipients: Texts) -> Record:
     return refused
 
 
-def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[Outcome]) -> bool:
+def send_mail(settings: Settings, subject, told: Texts, outcomes: Sequence[Outcome]):
     """Mail what a run came to; return False if somebody does not get it. It is tried three times,
-    but where the server refuses it for good (RFC 5321, 4.2.1: 5yz) or must not be asked."""
-    waiting, all_have_it, attempt = settings.mail_to, True, 0      # type: Texts, bool, int
-    try:
-        log(*check_account(settings))
-    except ConfigError as error:
-        log('***WARNING - mail to {} failed: {}'.format(', '.join(waiting), error))
-        return False
-    while waiting and attempt < MAIL_ATTEMPTS:
-        sleep(MAIL_PAUSE if attempt else 0)
-        attempt += 1
+    but not for whom the server takes it, or refuses it for good (RFC 5321, 4.2.1: 5yz)."""
+    waiting, failed = settings.mail_to, False  # type: Texts, bool
+    if settings.mail_smtp_user and security_of(settings) == 'none':
+        log('***WARNING - mail_smtp_security=none sends the password of mail_smtp_user in clear')
+    for attempt in range(1, MAIL_ATTEMPTS + 1):
+        sleep(MAIL_PAUSE if attempt > 1 else 0)
         try:
             refused = bounded('the mail server', deliver, settings,
                               compose(settings, subject, told, outcomes), waiting, limit=MAIL_LIMIT)
@@ -5889,18 +5675,16 @@ def send_mail(settings: Settings, subject: str, told: Texts, outcomes: Sequence[
         taken = [address for address in waiting if address not in refused]
         if taken:
             log('mail sent to ' + ', '.join(taken))
-        waiting = []
         for address, (code, text) in refused.items():
             words = decoded(text) if isinstance(text, bytes) else text
             words = ' '.join(f'{max(code, 0) or ""} {words}'.split())[:LONGEST_LINE]
-            if code // 100 == 5:
-                words += ' (refused for good: not tried again)'
-                all_have_it = False
-            else:
-                waiting.append(address)
             log(f'***WARNING - mail to {address} failed, attempt {attempt} of {MAIL_ATTEMPTS}: '
                 f'{settings.mail_smtp_server}: {words}')
-    return all_have_it and not waiting
+        waiting = [address for address, (code, _) in refused.items() if code // 100 != 5]
+        failed |= len(waiting) < len(refused)
+        if not waiting:
+            break
+    return not (failed or waiting)
 
 
 class Turn:
@@ -5911,61 +5695,58 @@ class Turn:
     size = 0                   # bytes, once all is done
     need = ''                  # how many it needs, in words
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job):
         self.job = job
         self.warnings = []     # type: List[str]
         self.files = {}        # type: Dict[str, int]
 
     @property
-    def status(self) -> str:
+    def status(self):
         """Return the word for a turn that did not fail."""
         if self.skipped:
             return 'SKIPPED'
         return 'WARNING' if self.warnings else 'SUCCESS'
 
 
-class Warnings(list):
-    """Warnings that belong to no VM; what is appended is logged at once."""
-    known = {}                 # type: Dict[str, str]      # those of the last run, since when
-
-    def __init__(self) -> None:
-        self.told = {}         # type: Dict[str, str]      # the same of this run
-
-    def append(self, text: str) -> None:
-        """Log a warning and keep it."""
+class Errors(list):
+    """Errors after which a command goes on; what is appended is logged at once."""
+    def append(self, text):
+        """Log one and keep it."""
         self.tell(text)
         super().append(text)
 
-    def tell(self, text: str) -> None:
+    def tell(self, text):
+        """Log an error."""
+        log(f'ERROR {text}')
+
+
+class Warnings(Errors):
+    """Warnings that belong to no VM."""
+    known = {}                 # type: Dict[str, str]      # those of the last run, since when
+
+    def __init__(self):
+        self.told = {}         # type: Dict[str, str]      # the same of this run
+
+    def tell(self, text):
         """Log a warning."""
         log(f'***WARNING - {text}{self.since(text)}')
 
-    def since(self, text: str) -> str:
+    def since(self, text):
         """Return since when there is a warning, a VM's behind its name, if the last run had it."""
         text = text[:LONGEST_RECORDED]
         self.told[text] = self.known.get(text, f'{now():%Y-%m-%d}')
         return f' (since {self.told[text]!s:.10})' if text in self.known else ''
 
 
-class Errors(list):
-    """Errors after which a command goes on; what is appended is logged at once."""
-
-    def append(self, text: str) -> None:
-        """Log an error and keep it."""
-        log(f'ERROR {text}')
-        super().append(text)
-
-
 class Run:
     """Does something for VMs: collects how that ends for each, and reports how it all ended."""
-    # Logged when a VM is done.
-    done = 'VmBackup {0.method} {0.name} - ***{1}*** t:{2}'
+    done = 'VmBackup {0.method} {0.name} - ***{1}*** t:{2}'    # logged of each VM
     further_errors = 0         # those that belong to no VM
     skipped = False            # as a hook wants it
     mailed = True              # unless the mail could not be sent
     signum = 0                 # of the signal that ended it
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config):
         self.config = config
         self.settings = config.settings
         logging = config.asks_for('status_log') and 'status_log' not in config.errors
@@ -5979,7 +5760,7 @@ class Run:
         self.started = iso(now())
         self.elapsed = stopwatch()
 
-    def attempt(self, turn: Turn, work: Callable) -> None:
+    def attempt(self, turn: Turn, work: Callable):
         """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
         elapsed = stopwatch()
         method, name = turn.job.method, turn.job.vm.name
@@ -6004,7 +5785,7 @@ class Run:
                              portable(turn.path) or None, turn.files, turn.size,
                              tuple(turn.warnings), reason))
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome):
         """Count and note how a VM's backup ended; size in GiB and time in minutes, both cut."""
         self.outcomes.append(outcome)
         status, minutes = outcome.status, outcome.seconds // 60
@@ -6015,7 +5796,7 @@ class Run:
         self.status_log.write(outcome.method, 'end', *words)
 
     @contextmanager
-    def surviving(self, what: str = '') -> Context:
+    def surviving(self, what=''):
         """Do a step whose error, even a bug of ours, does not end the run."""
         try:
             yield
@@ -6024,7 +5805,7 @@ class Run:
             self.further_errors += 1
 
     @contextmanager
-    def until_ended(self) -> Context:
+    def until_ended(self):
         """Do all of the run, until an error or a signal ends it."""
         try:
             with self.surviving():
@@ -6034,17 +5815,20 @@ class Run:
             Signals.current.allow(SIGNAL_GRACE)        # for what tells of it
             self.errors.append(str(interruption))
 
-    def counts(self) -> Tally:
+    def counts(self):
         """Return the counts, as far as they are known."""
         return tally([outcome.status for outcome in self.outcomes], self.further_errors)
 
-    def verdict(self) -> Verdict:
+    def verdict(self):
         """Return the result, as far as it is known."""
         counts = self.counts()
-        verdict = verdict_of(counts.errors or self.signum, counts.warnings or self.warnings)
+        verdict = verdict_of(counts.errors or self.signum,
+                             counts.warnings or self.warnings or not self.mailed)
+        if self.signum:
+            return verdict._replace(status=128 + self.signum)
         return SKIPPED if self.skipped and verdict == SUCCESS else verdict
 
-    def summary(self) -> Texts:
+    def summary(self):
         """Return the lines that tell what it came to, first what went wrong."""
         told = [sub(r'^\**(ERROR\W*)?', 'ERROR ', text) for text in self.errors]
         told += ['FAILED {0.name} ({0.status}): {0.error}'.format(each)
@@ -6060,7 +5844,7 @@ class Run:
             told.append('not begun or not ended: ' + abbreviate(missing))
         return told + self.left_alone
 
-    def report_end(self, words: str) -> None:
+    def report_end(self, words):
         """Log and mail how it ended."""
         verdict, counts = self.verdict(), self.counts()
         told = list(map(printable, self.summary()))
@@ -6069,22 +5853,16 @@ class Run:
             log(*told, loud=True)
         log(f'VmBackup {words}ended - {verdict.phrase} - {counts}', loud=True)
         wanted = {'always': True, 'problems': verdict.status > 0, 'never': False}
-        if verdict != SKIPPED and wanted[self.settings.mail_mode]:
+        if self.settings.mail_to and verdict != SKIPPED and wanted[self.settings.mail_mode]:
             subject = f'{words}{verdict.token} - {counts}'
             if verdict.status:
-                subject += ' - ' + cut(told[0].partition(' ')[2], LONGEST_REASON)
+                subject += ' - ' + cut(told[0].partition(' ')[2], 100)
             Signals.current.at_once = True             # a mail may be cut
             with self.until_ended():
                 self.mailed = send_mail(self.settings, subject, told, self.outcomes)
 
-    def exit_status(self) -> int:
-        """Return the exit status; a mail that could not be sent is a warning."""
-        if self.signum:
-            return 128 + self.signum
-        return max(self.verdict().status, int(not self.mailed))
 
-
-def put_report(path: str, document: Record) -> None:
+def put_report(path, document: Record):
     """Write it whole or not at all; raise OSError, as for a device, whose place it would take."""
     make_directories(dirname(path))
     if lexists(path) and not S_ISREG(os.lstat(path).st_mode):
@@ -6098,11 +5876,10 @@ def put_report(path: str, document: Record) -> None:
 # VmBackup.back_up lists all that is done; what differs between the two methods is in the exporters.
 # Until its last step but one the directory has no marker, which makes it the record of a failure.
 
-MOST_LEFTOVERS = 2         # snapshots of a VM that cannot be removed, before we make no more
 NO_DISK_LEFT = 'all of its disks are excluded'
 
 
-def disks_told(exporter: Exporter) -> Record:
+def disks_told(exporter: Exporter):
     """Return what a manifest has of a VM's disks, those that are exported and all others."""
     told = {'disks': [], 'left_out': []}   # type: Dict[str, List[Record]]
     for disk in exporter.disks + exporter.others:
@@ -6118,7 +5895,7 @@ class Shared(Run):
     identity = {'pool': {'name': '', 'uuid': ''}, 'xapi': ''}  # type: Record
     clean_up_at_end = False    # something in the pool that the end of the run may mend
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config):
         super().__init__(config)
         settings = config.settings
         self.report_file = settings.report_file if config.asks_for('report_file') else ''
@@ -6128,24 +5905,22 @@ class Shared(Run):
         self.beginning = Lock()      # one after the other looks at the free space
         self.not_removed = {}  # type: Dict[str, str]      # uuids of snapshots by their directories
         self.doubtful = []     # type: List[str]       # their snapshots: of others, or to come
-        # Backups of others in VMs' directories: how many, by where, whose, and what to do.
-        self.others = Counter()    # type: Dict[str, int]
+        self.others = Counter()    # backups in others' directories, by where, whose, what to do
         self.ended = set()     # type: Set[str]        # those of which the run is known to be dead
         self.recorded = ExitStack()    # in backup_dir, once it is so: what its end does there
 
-    def exporter(self, method: str, warnings: Warned) -> Exporter:
+    def exporter(self, method, warnings: Warned):
         """Return the exporter of a method, with the settings that it needs."""
         settings, wanted = self.settings, 'all'
         extension = '.xva' + COMPRESSIONS[settings.compress].ending
         if method == 'vdi-export':
             wanted = settings.vdi_disks
             extension = f'.{settings.vdi_export_format}{COMPRESSIONS[settings.vdi_compress].ending}'
-        return Exporter(self.pool, extension, DiskChoice(
-            tuple(rule.text for rule in self.config.rules
-                  if rule.method == 'exclude-disk' and rule.text),
+        return Exporter(self.pool, extension, DiskChoice(tuple(
+            rule.text for rule in self.config.rules if rule.method == 'exclude-disk' and rule.text),
             settings.honour_nobak, wanted), warnings)
 
-    def call_hook(self, phase: str, warnings: Any = None, **known: str) -> bool:
+    def call_hook(self, phase, warnings=None, **known):
         """Run the hook, if any; return True if what begins is to be skipped. A failure then raises
         CommandFailed, and is a warning at any other phase."""
         if not self.hook:
@@ -6159,11 +5934,10 @@ class Shared(Run):
         signals.allow(SIGNAL_GRACE + CUT_GRACE)
         Console.current.show(f'hook {phase}')
         try:
-            run_hook([self.hook, phase], environ,
-                     min(timeout, SIGNAL_GRACE) if signals.received else timeout, begins,
-                     lambda line: log(f'{begin}hook {phase}: {line}'))
+            run_hook([self.hook, phase], environ, min(timeout, SIGNAL_GRACE) if signals.received
+                     else timeout, begins, lambda line: log(f'{begin}hook {phase}: {line}'))
         except CommandFailed as error:
-            if begins and error.code == NOT_NOW:
+            if begins and error.code == '75':          # sysexits.h: EX_TEMPFAIL
                 log(f'hook {phase}: {error}: skipped')
                 return True
             reason = f'hook {phase} failed: {error}'
@@ -6174,9 +5948,9 @@ class Shared(Run):
             signals.at_once = at_once
         return False
 
-    def remove_leftovers(self, history: History, warnings: Warned) -> Texts:
+    def remove_leftovers(self, history: History, warnings: Warned):
         """Remove what a dead run left, in the pool and on disk; return snapshots that stay."""
-        records = history.with_intent()
+        records = list(history.with_intent())
         for backup in records:
             if backup.path not in {*self.not_removed, *self.doubtful}:
                 with tolerating(warnings, f'a snapshot of {backup.path} may be left in the pool'):
@@ -6186,7 +5960,15 @@ class Shared(Run):
                 finish_deleting(path)
         return [self.not_removed[each.path] for each in records if each.path in self.not_removed]
 
-    def remove_snapshot(self, backup: Backup, warnings: Warned) -> None:
+    def clear_way(self, history: History, warnings: Warned):
+        """Do as `remove_leftovers`; raise BackupFailed where too many stay for one more."""
+        left = self.remove_leftovers(history.as_it_is(), warnings)
+        if len(left) > 1 or '' in left:                # no more are made then
+            raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
+                               + ', '.join(each or 'one of unknown uuid' for each in left))
+        return left
+
+    def remove_snapshot(self, backup: Backup, warnings: Warned):
         """Remove the snapshot that a directory has a record of. Raise VmBackupError, OSError."""
         intent, clear = backup.intent(), True
         if intent and intent.pool != self.pool.uuid():
@@ -6198,8 +5980,7 @@ class Shared(Run):
             remover = Remover(self.pool, warnings)
             if self.store.no_locking and is_in_work(intent, lambda _: (
                     backup.unchanged_for() < LONGEST_PAUSE or remover.is_in_use(intent))):
-                raise TargetError(f'its run on {intent.host} may still be running, and backup_dir '
-                                  'cannot lock')
+                raise TargetError(f'its run on {intent.host} may go on, and backup_dir cannot lock')
             with self.pool.snapshotting:
                 clear = remover.remove_unfinished(intent, backup)
             del self.not_removed[backup.path]
@@ -6217,7 +5998,7 @@ class VmBackup(Turn):
     before = {}                # type: Sizes       # bytes that the files of the last one take
     reserved = 0               # bytes by which the free space shrinks while files are written
 
-    def __init__(self, shared: Shared, job: Job) -> None:
+    def __init__(self, shared: Shared, job: Job):
         super().__init__(job)
         self.shared = shared
         self.settings = shared.settings
@@ -6227,9 +6008,8 @@ class VmBackup(Turn):
         self.manifest = {}     # type: Record
         self.exported = []     # type: List[ExportFile]
 
-    def run(self) -> None:
-        """Make the backup, between its hooks and unless one skips it. Raise VmBackupError, OSError,
-        Interrupted."""
+    def run(self):
+        """Back up between hooks, unless one skips it. Raise VmBackupError, OSError, Interrupted."""
         shared, vm, patience = self.shared, self.job.vm, self.settings.lock_wait * 60
         known = {'vm': vm.name, 'uuid': vm.uuid, 'method': self.job.method}
         self.history = shared.store.directory_of(vm, self.pool.names)
@@ -6246,17 +6026,16 @@ class VmBackup(Turn):
                 raise
             else:
                 check_held(self.path)                  # a hook takes a path as it is
+                files = sorted(self.backup.file(file.name) for file in self.exported)
                 shared.call_hook('backup-end', self.warnings, target=self.path, size=str(self.size),
-                                 file='\n'.join(sorted(self.backup.file(file.name)
-                                                       for file in self.exported)),
-                                 status=self.status, **known)
+                                 file='\n'.join(files), status=self.status, **known)
             finally:
                 self.held.close()
                 self.reserved = 0
                 if self.exporter.snapshot_may_remain:
                     shared.clean_up_at_end = True
 
-    def back_up_or_retry(self) -> None:
+    def back_up_or_retry(self):
         """Make the backup; once more where xapi went away before anything was exported, as that
         would else cost two VMs their backups, unless no call waits for it now (Pool.patience)."""
         try:
@@ -6278,17 +6057,13 @@ class VmBackup(Turn):
         del self.warnings[:]
         self.back_up()
 
-    def back_up(self) -> None:
+    def back_up(self):
         """Make the backup, all of it. Raise VmBackupError, OSError, Interrupted."""
         job, exporter = self.job, self.exporter
         self.began = now()
         log('{0.method} - vm_name: {0.vm.name} max_backups: {0.keep}'.format(job))
-        self.history.as_it_is()
         vm = self.pool.reread(job.vm)
-        warned_of = self.shared.remove_leftovers(self.history, self.warnings)
-        if len(warned_of) >= MOST_LEFTOVERS or '' in warned_of:
-            raise BackupFailed('SNAPSHOT-FAIL', 'earlier ones cannot be removed from the pool: '
-                               + ', '.join(warned_of))
+        warned_of = self.shared.clear_way(self.history, self.warnings)
         self.drop_last_failure()
         self.new_directory(exporter.names(basename(self.history.directory), vm))
         log(f'new backup_dir: {self.path}', 'Exporting VM metadata XML info')
@@ -6298,10 +6073,8 @@ class VmBackup(Turn):
         with tolerating(self.warnings, 'metadata is missing'):
             write_configuration(self.backup, vm, self.pool)
         log(f'*** {job.method} begin xe command sequence')
-        if vm.record['power_state'] == 'Running':
-            log('power-state ( RO): running', 'vm is running')
-        else:
-            log('vm is NOT running')
+        running = vm.record['power_state'] == 'Running'
+        log(*['power-state ( RO): running', 'vm is running'] if running else ['vm is NOT running'])
         exporter.choose_source(vm)
         self.need = '; this VM needs up to ' + human_size(sum(disk.size for disk in exporter.disks))
         if exporter.left_out and not exporter.disks:
@@ -6330,7 +6103,7 @@ class VmBackup(Turn):
             self.tell_what_is_lacking()
             self.prune(self.judged(self.path))
 
-    def drop_last_failure(self) -> None:
+    def drop_last_failure(self):
         """Delete the records of failures, but for one of a snapshot that may be in a pool."""
         shared = self.shared
         log(f'Check for last **unsuccessful** backup: {self.history.directory}')
@@ -6350,11 +6123,10 @@ class VmBackup(Turn):
                         log(f'Deleting last **unsuccessful** backup {path} ')
                         shared.store.delete(failure)
 
-    def new_directory(self, names: Texts) -> None:
+    def new_directory(self, names: Texts):
         """Make the directory, if its files will have free space. Raise VmBackupError, OSError."""
-        gain = 0               # bytes
-        if self.settings.pre_clean:
-            gain = sum(old.occupied() for old, why in self.judged() if not why)
+        judged = self.judged() if self.settings.pre_clean else ()
+        gain = sum(old.occupied() for old, why in judged if not why)   # bytes
         self.before = self.history.last_sizes(names, self.owner())
         last = sum(self.before.values())
         shared = self.shared
@@ -6368,23 +6140,22 @@ class VmBackup(Turn):
                 self.held.enter_context(hold(path))
             self.reserved = last - gain
 
-    def unwritten(self) -> int:
+    def unwritten(self):
         """Return how many bytes of the free space it will still take."""
         with suppress(OSError):                        # its own thread will meet that, too
             return self.reserved and max(0, self.reserved - self.backup.occupied())
         return 0
 
-    def describe(self, snapshot: Snapshot) -> Record:
+    def describe(self, snapshot: Snapshot):
         """Return the manifest, as far as it is known before the export."""
         vm = self.job.vm
-        return {
-            'schema': 1, 'version': VERSION,
-            'vm': {'name': vm.name, 'uuid': vm.uuid, 'tags': vm.record.get('tags', [])},
-            'method': self.job.method, 'host': this_host(), 'started': iso(self.began),
-            'earlier': self.owner().earlier, 'snapshot': snapshot.uuid,
-            **disks_told(self.exporter), **self.shared.identity}
+        return dict(
+            schema=1, version=VERSION, method=self.job.method, host=this_host(),
+            vm=dict(name=vm.name, uuid=vm.uuid, tags=vm.record.get('tags', [])),
+            started=iso(self.began), earlier=self.owner().earlier, snapshot=snapshot.uuid,
+            **disks_told(self.exporter), **self.shared.identity)
 
-    def export(self, snapshot: Snapshot) -> int:
+    def export(self, snapshot: Snapshot):
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
         size = 0               # bytes
         self.begun = True
@@ -6405,7 +6176,7 @@ class VmBackup(Turn):
         self.reserved = 0
         return size
 
-    def verify(self) -> None:
+    def verify(self):
         """Verify the backup, unless verify=no; warn of its metadata. Raise BackupFailed."""
         if self.settings.verify == 'no':
             return
@@ -6421,33 +6192,30 @@ class VmBackup(Turn):
         self.warnings.extend(verified.problems)
         self.manifest['verified'] = verified.in_manifest({})
 
-    def finish(self, size: int) -> None:
+    def finish(self, size):
         """Write RESTORE.txt, the manifest and, last, the marker. Raise OSError."""
         with tolerating(self.warnings, f'{GUIDE} is missing'):
             write_guide(self.backup, self.exported, self.manifest)
         self.manifest.update(finished=iso(now()), warnings=self.warnings)
         self.files = self.backup.complete(self.manifest, size > self.settings.large_backup << 30)
         self.size = size
-        path = self.path
-        if len(self.exported) == 1:
-            path = self.backup.file(self.exported[0].name)
+        path = self.backup.file(self.exported[0].name) if len(self.exported) == 1 else self.path
         log(f'*** success: {path} : {size >> 30}G')
 
-    def owner(self) -> Manifest:
+    def owner(self):
         """Return whose are rotated: its own, and of this pool those of VMs that are gone."""
         pool = self.pool.uuid()
         return Manifest(uuid=self.job.vm.uuid, pool=pool, earlier=sorted(
             {backup.manifest.uuid for backup in self.history.completed()
              if backup.manifest.pool == pool} - set(self.pool.names)))
 
-    def judged(self, path: str = '') -> Judged:
+    def judged(self, path=''):
         """Return why each older backup is kept beside the new one (see History.judged)."""
-        owner, told = self.owner(), manifest_of(self.manifest)
-        return self.history.judged(
-            policy_of(self.settings, self.job), owner, told.of_the_vm,
-            Aged(self.began, disks=told.holds if path else ()), path)
+        told = manifest_of(self.manifest)
+        return self.history.judged(policy_of(self.settings, self.job), self.owner(), told.of_the_vm,
+                                   Aged(self.began, disks=told.holds if path else ()), path)
 
-    def prune(self, judged: Judged) -> None:
+    def prune(self, judged: List[Tuple[Backup, Texts]]):
         """Delete older backups that nothing keeps; log what only a disk keeps."""
         for backup, why in judged:
             if not why:
@@ -6458,7 +6226,7 @@ class VmBackup(Turn):
                 log(f'kept beyond the count: {backup.path}, as no newer good backup has '
                     f'{", ".join(why)} (to let it go: prune {shell_word(backup.path)} preview)')
 
-    def tell_what_is_lacking(self) -> None:
+    def tell_what_is_lacking(self):
         """Log which disks are in no good backup; count the backups of others."""
         owner, told = self.owner(), manifest_of(self.manifest)
         lacking = disks_in_none([told, *(
@@ -6479,14 +6247,14 @@ class VmBackup(Turn):
 
 
 # ----------------------------------------------------------------------------------------------
-# 19. Runs: a night's backup, its preview
+# 19. Runs: a night's backup, its preview, a stream
 # ----------------------------------------------------------------------------------------------
 
 WARNINGS_FOUND = ' - WARNINGS found (see above)'       # after a check, as 3.25
 ALWAYS_SHOWN = 'backup_dir status_log compress max_backups vdi_export_format pool_db_backup'.split()
 
 
-def program_problems(settings: Settings) -> Texts:
+def program_problems(settings: Settings):
     """Return the problems with the programs that the settings need."""
     problems = [hook_problem(settings.hook)]
     # xapi packs vm-exports: only to verify them takes a program.
@@ -6502,7 +6270,7 @@ class BackupRun(Shared):
     """A night's backup. Whatever happens, `end` reports it."""
     closing = ''               # the phase of the hook that is to follow
 
-    def make_plan(self) -> Plan:
+    def make_plan(self):
         """Return what is to be done. Raise PoolError."""
         vms = self.pool.vms(tuple(self.store.restores()))
         former = {}            # type: Dict[str, str]
@@ -6516,12 +6284,11 @@ class BackupRun(Shared):
         return select(self.config.rules, vms, self.settings.keep_last, self.settings.honour_nobak,
                       former)
 
-    def check(self, plan: Plan) -> Texts:
+    def check(self, plan: Plan):
         """Print settings and lists, as 3.25, and problems; return those that rule out a run."""
         config = self.config
-        log(*config.notes,
-            *[each + self.warnings.since(each.partition(' - ')[2]) for each in plan.messages],
-            'VmBackup.py running with these settings:')
+        log(*config.notes, *[each + self.warnings.since(each.partition(' - ')[2])
+                             for each in plan.messages], 'VmBackup.py running with these settings:')
         shown = {name: getattr(self.settings, name) for name in ALWAYS_SHOWN}
         shown['compress'] = {'none': 'False', 'gzip': 'True', 'zstd': 'zstd'}[shown['compress']]
         for name, (text, place) in config.given.items():
@@ -6540,8 +6307,7 @@ class BackupRun(Shared):
         with tolerating(problems, 'ERROR'):
             self.store.check()
             if self.settings.require_mount == 'auto' and self.store.mounted == '/':
-                log(f'***NOTE - backup_dir {self.store.root} is on the root file system of this '
-                    'host')
+                log(f'***NOTE - backup_dir {self.store.root} is on the root file system of dom0')
         problems += program_problems(self.settings)
         errors = problems + plan.errors
         log(*errors)
@@ -6549,7 +6315,7 @@ class BackupRun(Shared):
             log('ERROR in configuration settings...')
         return errors
 
-    def look_at_disks(self, plan: Plan) -> None:
+    def look_at_disks(self, plan: Plan):
         """Remark on the disks of a plan's VMs. Raise PoolError."""
         vms = []               # type: List[Record]
         for job in plan.jobs:
@@ -6573,17 +6339,15 @@ class BackupRun(Shared):
                 plan.remark(level, f'{job.shown}: {text}')
         Console.current.tell(vms=vms)
 
-    def preview(self, line: CommandLine) -> int:
+    def preview(self, line: CommandLine):
         """Print what a run would do; return the exit status. Raise VmBackupError."""
-        Console.current.tell(
-            config=self.config.path, backup_dir=self.settings.backup_dir,
-            settings={name: text for name, (text, _) in self.config.given.items()})
+        Console.current.tell(config=self.config.path, backup_dir=self.settings.backup_dir,
+                             settings={name: text for name, (text, _) in self.config.given.items()})
         with Pool.connect(line) as self.pool:
             plan = self.make_plan()
-            Console.current.tell(
-                vms=[], excluded=plan.excluded, not_covered=plan.uncovered,
-                failures=[dict(name=each.name, method=each.method, error=each.error)
-                          for each in plan.failures])
+            Console.current.tell(vms=[], excluded=plan.excluded, not_covered=plan.uncovered,
+                                 failures=[dict(name=each.name, method=each.method,
+                                                error=each.error) for each in plan.failures])
             if not plan.errors:
                 self.look_at_disks(plan)
         if self.check(plan):
@@ -6600,7 +6364,7 @@ class BackupRun(Shared):
         log(ending, loud=True)
         return verdict.status
 
-    def run(self, line: CommandLine) -> None:
+    def run(self, line: CommandLine):
         """Log in, select, check, back up. Raise VmBackupError, Interrupted."""
         self.closing = 'job-abort'
         if self.call_hook('job-init'):                 # which may mount what holds the status log
@@ -6623,7 +6387,7 @@ class BackupRun(Shared):
                 self.execute(plan)
             self.closing = 'job-end'
 
-    def begin(self) -> None:
+    def begin(self):
         """Note that the run begins: in the status log and, if it is usable, in backup_dir."""
         begun = self.status_log.begin()
         if not self.config.path or self.config.errors:
@@ -6643,17 +6407,17 @@ class BackupRun(Shared):
             except (VmBackupError, OSError) as error:
                 log(f'***NOTE - this run is not recorded in backup_dir: {explain(error)}')
 
-    def record_end(self, name: str, this_run: LastRun) -> None:
+    def record_end(self, name, this_run: LastRun):
         """Record that the run ends."""
         with tolerating(self.warnings, 'the end of this run is not recorded'):
-            failed = ['{0.name:.{1}} ({0.status})'.format(outcome, LONGEST_NAME)
+            failed = ['{0.name:.255} ({0.status})'.format(outcome)
                       for outcome in self.outcomes if outcome.error]
             told = dict(list(self.warnings.told.items())[:MOST_RECORDED])
             self.store.write_run(name, this_run._replace(
                 ended=iso(now()), result=f'{self.verdict().token} {self.counts()}',
                 failed=abbreviate(failed), warnings=told))
 
-    def end(self) -> int:
+    def end(self):
         """Run the last hooks, write report and end lines, mail; return the exit status."""
         Signals.current.at_once = False
         Signals.current.allow(SIGNAL_GRACE)
@@ -6668,17 +6432,18 @@ class BackupRun(Shared):
                     config=portable(self.config.path), started=self.started,
                     backup_dir=portable(self.settings.backup_dir), finished=iso(now()),
                     status=self.verdict().token, signal=self.signum or None,
-                    exit_status=self.exit_status(), warnings=self.warnings, errors=self.errors,
+                    exit_status=self.verdict().status, warnings=self.warnings, errors=self.errors,
                     **self.identity, counts=self.counts()._asdict(),
                     vms=[each._asdict() for each in self.outcomes]))
         self.status_log.begin()
-        self.status_log.write('vmbackup.py', 'end', self.verdict().token, str(self.counts()))
+        token = self.verdict().token
+        self.status_log.write('vmbackup.py', 'end', token, str(self.counts()))
         self.report_end('')
         if self.closing or self.skipped:
-            self.call_hook('log-end', self.warnings, status=self.verdict().token)
-        return self.exit_status()
+            self.call_hook('log-end', self.warnings, status=token)
+        return self.verdict().status
 
-    def execute(self, plan: Plan) -> None:
+    def execute(self, plan: Plan):
         """Back up every VM of a plan; raise TargetError, Interrupted."""
         self.warnings.extend(plan.warnings)            # which are logged already
         Signals.current.at_once = False
@@ -6717,13 +6482,13 @@ class BackupRun(Shared):
         log(RULER)
         self.show_space('Space status')
 
-    def side_by_side(self) -> None:
+    def side_by_side(self):
         """Back up several VMs at once, each in a thread, the largest first."""
         import queue
         log(f'************ parallel= {self.settings.parallel} ***************')
         ended = queue.Queue()  # type: queue.Queue
 
-        def work(backup: VmBackup) -> None:
+        def work(backup: VmBackup):
             Console.current.thread.begin = f'[{backup.job.vm.name}] '
             try:
                 with self.surviving(), suppress(Interrupted):
@@ -6764,31 +6529,33 @@ class BackupRun(Shared):
             else:
                 return
 
-    def clean_up(self) -> None:
+    def clean_up(self):
         """Remove what runs have left, earlier ones that died or, at its end, this one."""
         self.not_removed.clear()
         del self.doubtful[:]
+        stores = [self.store]
         with tolerating(self.warnings, 'snapshots of this run are not noted on this host'):
-            prepare_notes()
+            stores.append(host_store())
         with self.surviving(), tolerating(self.warnings, 'cannot look for leftovers'):
-            for history in self.store.histories():
-                self.clean_up_one(history)
+            for store in stores:
+                for history in store.histories():
+                    self.clean_up_one(store, history)
             known = len(self.warnings)
             Importer(self.pool, self.store, self.warnings).end_killed()
             self.clean_up_at_end = len(self.warnings) > known
 
-    def clean_up_one(self, history: History) -> None:
+    def clean_up_one(self, store: Store, history: History):
         """Clean up one directory, unless another run is at work there."""
         with tolerating(self.warnings, f'cannot clean up {history.directory}'):
-            if history.with_intent() or any(history.half_deleted()):
+            if any(history.with_intent()) or any(history.half_deleted()):
                 check_signals()
                 try:
-                    with self.store.locked(history.directory, 0):
+                    with store.locked(history.directory, 0):
                         self.remove_leftovers(history.as_it_is(), self.warnings)
                 except BackupFailed as error:
                     log(f'***NOTE - {history.directory}: {error}')
 
-    def show_space(self, title: str) -> None:
+    def show_space(self, title):
         """Log what df says."""
         log(f'{title}: df -Th {self.store.root}')
         try:
@@ -6797,7 +6564,7 @@ class BackupRun(Shared):
         except CommandFailed as error:
             log(f'NOTE {error}')
 
-    def back_up_pool_database(self) -> None:
+    def back_up_pool_database(self):
         """Dump the pool's database, on its master. Raise VmBackupError, OSError."""
         log('*** begin backup_pool_metadata ***')
         if not self.pool.is_master():
@@ -6810,8 +6577,8 @@ class BackupRun(Shared):
                 watchdog = Watchdog(self.settings.stall_timeout * 60, lambda: size_of(partial),
                                     'dumped', path)
                 with handed(partial) as at:
-                    log(*Xe(numbered=False).transfer(
-                        'pool-dump-database', watchdog, at=at, file_name=partial).splitlines())
+                    log(*Xe(numbered=False).tell('pool-dump-database', watchdog=watchdog, at=at,
+                                                 file_name=partial).splitlines())
                 if self.settings.verify == 'yes':
                     self.verifier.prove(partial)
             with tolerating(self.warnings, 'cannot delete old dumps'):
@@ -6819,15 +6586,14 @@ class BackupRun(Shared):
                     log(f'Deleting oldest pool database dump {old}')
 
 
-def run_backup(line: CommandLine) -> int:
+def run_backup(line: CommandLine):
     """Make backups, or a preview. The mail on an unreadable config goes as by default."""
     if line.options['preview']:
         config = config_of(line)
         refuse_unexpected(config)
         return BackupRun(config).preview(line)
     if line.options['json']:
-        raise UsageError('only a preview prints JSON (see VmBackup.py help preview; report_file is '
-                         'the JSON of a run)')
+        raise UsageError('only a preview prints JSON (of a run, report_file has it)')
     unreadable = None          # type: Optional[Exception]
     try:
         config = config_of(line)
@@ -6844,9 +6610,57 @@ def run_backup(line: CommandLine) -> int:
     return run_of_tonight.end()
 
 
+def run_stream(line: CommandLine):
+    """The command `stream`; return the exit status. The snapshot is recorded in a directory that is
+    being deleted from the first: it counts as no backup, and any run that finds it removes both.
+    Raise VmBackupError, OSError, Interrupted."""
+    if not Console.current.output or os.isatty(1) or samestat(fstat(1), fstat(2)):
+        raise UsageError('standard output gets the archive alone: it must not be closed, a '
+                         'terminal, or where the log goes (stream VM | PROGRAM, without 2>&1)')
+    stream = BackupRun(open_config(line._replace(words=(line.options['from'],))).config)
+    if stream.config.asks_for('backup_dir'):
+        stream.store.check()
+    else:
+        stream.store = host_store()
+    warnings, settings = Warnings(), stream.settings       # others count for the next backup
+    with Pool.connect(line) as stream.pool:
+        jobs = select([selector(line.word)], stream.pool.vms(), 1).jobs
+        if len(jobs) != 1:
+            raise UsageError(f'{line.word} means {len(jobs)} VMs, not one (see uuid:UUID)')
+        Signals.current.at_once = False
+        be_gentle(False)
+        stream.clean_up()
+        vm = jobs[0].vm
+        exporter = stream.exporter('vm-export', warnings)
+        history = stream.store.directory_of(vm, stream.pool.names)
+        with stream.store.locked(history.directory, settings.lock_wait * 60):
+            warned_of = stream.clear_way(history, stream.warnings)
+            try:
+                backup = stream.store.begin(history, now(), DELETING)
+                exporter.choose_source(stream.pool.reread(vm))
+                with exporter.snapshot(backup, warned_of) as snapshot:
+                    exporter.stream(snapshot.uuid, settings.stall_timeout * 60)
+            finally:
+                stream.remove_leftovers(history.as_it_is(), warnings)
+    return verdict_of((), warnings).status
+
+
 # ----------------------------------------------------------------------------------------------
 # 20. Commands: verify, list, prune, protect
 # ----------------------------------------------------------------------------------------------
+
+LISTED = '{:16}  {:5}  {:10}  {:10}  {:7}  {:28}  {}'     # of a table of `list`
+
+
+def dumps_of(histories: Sequence[History]):
+    """Return paths of the pool database's dumps, by their directories. Raise OSError."""
+    found = {}                 # type: Dict[str, Texts]
+    for path in sorted(history.directory for history in histories):
+        if basename(path).upper().startswith(DUMPS):
+            with allowing(ENOENT, ENOTDIR, ELOOP):     # a file or a link may be called so
+                found[path] = dumps_in(path)
+    return found
+
 
 class VerifyCommand(NamedTuple):
     """`verify`: proves backups of this program, or of 3.25, whole."""
@@ -6854,96 +6668,73 @@ class VerifyCommand(NamedTuple):
     every: bool                # all backups of a VM; else the newest
     results: List[Record]      # as --json prints them
 
-    def verify_vms(self, target: Store, dumps_too: bool) -> Plan:
-        """Verify backups of the VMs that a config chooses of all there are; return the choice."""
-        plan = select_histories(target.stocked(), target.config)
-        for text in () if dumps_too else plan.errors:
+    def verify_vms(self, target: Store, dumps_too):
+        """Verify the VMs that a config chooses; return the plan. Raise VmBackupError, OSError."""
+        histories = target.stocked()
+        plan = select_histories(histories, target.config)
+        log(*plan.messages)
+        for text in plan.errors:
             raise UsageError(text)
-        log(*plan.messages, *plan.errors)
         first = 0 if self.every else -1
         for number, job in enumerate(plan.jobs, 1):
-            vm = job.vm
-            with self.telling(vm.ref, vm.name):
-                backups = [backup for backup in vm.saved.as_it_is().backups(True)
-                           if backup.outcome in COMPLETE + ('unreadable',)][first:]
-                if not backups:
-                    raise Damaged('no good backup of this VM')
-                for place, backup in enumerate(reversed(backups), 1):
-                    more = f', backup {place} of {len(backups)}' if self.every else ''
-                    Console.current.thread.turn = f'VM {number} of {len(plan.jobs)}{more}: '
-                    self.verify_backup(backup.path, vm.name)
+            Console.current.thread.turn = f'VM {number} of {len(plan.jobs)}: '
+            paths = [backup.path for backup in job.vm.saved.as_it_is().backups(True)
+                     if backup.outcome in COMPLETE + ('unreadable',)][first:]
+            for path in reversed(paths or [job.vm.ref]):
+                self.verify(path, self.prove_backup, job.vm.name)
         Console.current.thread.turn = ''
-        if target.kind != 'history' and dumps_too:
-            for name, is_directory in sorted(names_in(target.root).items()):
-                if is_directory and name.upper().startswith(DUMPS):
-                    for path in dumps_in(f'{target.root}/{name}')[first:]:
-                        self.verify_file(path)
+        for paths in dumps_of(histories).values() if dumps_too else ():
+            for path in paths[first:]:
+                self.verify(path, self.prove_file)
         return plan
 
-    def verify_file(self, path: str) -> None:
-        """Verify one file; if it is all of a backup, that backup."""
-        directory, name = split(path)
-        with self.telling(path):
-            backup = read_backup(directory, None)
-            if backup.archives() == [name] and backup.has_marker():
-                self.verify_backup(directory)
-                return
-            proof = self.verifier.prove_in(backup, name)
-            self.tell(path, '', 'WARNING' if proof.proved == 'length' else 'SUCCESS',
-                      f'{PROVED[proof.proved]}, {human_size(proof.size)}', proof.proved)
-
-    def verify_backup(self, path: str, vm: str = '') -> None:
-        """Verify one backup, of a VM of that name, and put the result into its manifest."""
-        with self.telling(path, vm):
-            backup = read_backup(path, None)
-            if backup.trouble:
-                raise backup.trouble
-            if not backup.has_marker():
-                raise Damaged('it has no marker: the record of a failure, not a backup')
-            fault = {}             # type: Record
-            try:
-                found = self.verifier.check(backup)
-            except Damaged as error:
-                found = Verified('', {}, [str(error)], [])
-                fault['fault'] = printable(str(error))
-            texts = (found.problems or [PROVED[found.proved]]) + found.remarks
-            with suppress(OSError):                    # nobody needs them
-                used = [PROTECTED, *backup.archives()]
-                others = [name for name, _, whose in backup.contents() if name not in used and (
-                    whose == 'person' or whose == 'ours' and name.endswith(IMAGES))]
-                if others:
-                    texts.append('also there: ' + abbreviate(others))
-            self.tell(path, vm or backup.manifest.name,
-                      verdict_of(found.problems, found.remarks).token, '; '.join(texts),
-                      found.proved)
-            try:
-                add_to_manifest(backup, verified={
-                    **found.in_manifest(backup.manifest.digests), **fault})
-            except OSError as error:                   # such as a share that is read-only
-                log(f'***NOTE - {path}: the result is not recorded: {reason_of(error)}')
-
-    @contextmanager
-    def telling(self, path: str, vm: str = '') -> Context:
-        """Verify something: what is wrong with it is told, and the others follow."""
+    def verify(self, path, prove: Callable, vm=''):
+        """Log and note what is found of a path. What is wrong there keeps no other from that."""
         check_signals()
         try:
-            yield
+            token, text, proved = prove(path)
         except Exception as error:                     # also a bug of ours
-            self.tell(path, vm, 'ERROR', explain(error))
-
-    def tell(self, path: str, vm: str, token: str, text: str, proved: str = '') -> None:
-        """Log a line, and count it, but for what was deleted meanwhile."""
+            token, text, proved = 'ERROR', explain(error), ''
         with suppress(OSError):
             if token == 'ERROR' and not is_there(path):
                 log(f'***NOTE - {path}: it was deleted meanwhile')
                 return
         word = {'SUCCESS': 'good', 'WARNING': '***WARNING -'}.get(token, token)
-        self.results.append({
-            'path': path, 'vm': vm, 'result': token, 'text': text, 'proved': proved or None})
+        self.results.append(dict(path=path, vm=vm, result=token, text=text, proved=proved or None))
         log(f'{word} {path}: {text}')
 
+    def prove_file(self, path):
+        """Read a file; return the result, a text, and what is proved. Raise as `Verifier.prove`."""
+        proof = self.verifier.prove_in(read_backup(dirname(path), None), basename(path))
+        return ('WARNING' if proof.proved == 'length' else 'SUCCESS',
+                f'{PROVED[proof.proved]}, {human_size(proof.size)}', proof.proved)
 
-def run_verify(line: CommandLine) -> int:
+    def prove_backup(self, path):
+        """Do as `prove_file` for a backup, and put the result into its manifest."""
+        backup = read_backup(path, None)
+        if backup.trouble:
+            raise backup.trouble
+        if not backup.has_marker():
+            raise Damaged('no good backup (there is no marker in it)')
+        try:
+            found = self.verifier.check(backup)
+        except Damaged as error:
+            found = Verified('', {}, [str(error)], [])
+        texts = (found.problems or [PROVED[found.proved]]) + found.remarks
+        with suppress(OSError):                        # nobody needs them
+            used = [PROTECTED, *backup.archives()]
+            others = [name for name, _, whose in sift(path, OURS.match)
+                      if whose == 'person' and name not in used]
+            if others:
+                texts.append('also there: ' + abbreviate(others))
+        try:
+            add_to_manifest(backup, verified=found.in_manifest(backup.manifest.digests))
+        except OSError as error:                       # such as a share that is read-only
+            log(f'***NOTE - {path}: the result is not recorded: {reason_of(error)}')
+        return verdict_of(found.problems, found.remarks).token, '; '.join(texts), found.proved
+
+
+def run_verify(line: CommandLine):
     """The command `verify`; return the exit status. Raise VmBackupError, OSError."""
     every = line.options['backups'] == 'all'
     be_gentle(True)
@@ -6954,13 +6745,13 @@ def run_verify(line: CommandLine) -> int:
     plan = Plan()
     Console.current.tell(results=command.results)
     if target.kind == 'file':
-        command.verify_file(target.path)
+        command.verify(target.path, command.prove_file)
     elif target.kind == 'backup':
-        command.verify_backup(target.path)
+        command.verify(target.path, command.prove_backup, target.backup(target.path).manifest.name)
     else:
         plan = command.verify_vms(target, not line.only)
     tokens = [result['result'] for result in command.results] + ['WARNING'] * bool(plan.warnings)
-    counts = tally(tokens, len(plan.failures or plan.errors))
+    counts = tally(tokens, len(plan.failures))
     if not any(counts):
         raise UsageError(f'no backups in {line.word}')
     verdict = verdict_of(counts.errors, counts.warnings)
@@ -6969,182 +6760,136 @@ def run_verify(line: CommandLine) -> int:
     return verdict.status
 
 
-def age(when: Time) -> str:
+def age(when: Time):
     """How long ago that was, for a person: 3d, 20h, 10min."""
     if not when:
         return '-'
-    seconds = max(now().timestamp() - seconds_of(when), 0)
-    if seconds < 3600:
-        return f'{seconds // 60:.0f}min'
-    if seconds < 172800:
-        return f'{seconds // 3600:.0f}h'
-    return f'{seconds // 86400:.0f}d'
+    passed = max(now().timestamp() - seconds_of(when), 0)
+    unit, name = (60, 'min') if passed < 3600 else (3600, 'h') if passed < 172800 else (86400, 'd')
+    return f'{passed // unit:.0f}{name}'
 
 
-def others_in(histories: Histories, vms: Sequence[Record]) -> Record:
-    """Return what `list` tells of directories with dumps, and of those without any backups."""
-    dumps, foreign = [], []    # type: List[Record], List[str]
-    for path in sorted(history.directory for history in histories
-                       if not (history.holds_any() or history.refused)):
-        found = []             # type: List[str]
-        if basename(path).upper().startswith(DUMPS):
-            with suppress(OSError):                    # unreadable, or gone
-                found = dumps_in(path)
-        if found:
-            dumps.append({'path': path, 'dumps': len(found), 'newest': basename(found[-1])})
-        elif path not in [vm['path'] for vm in vms]:
-            foreign.append(path)
-    return {'pool_dumps': dumps, 'foreign': foreign}
-
-
-def document_of(name: str, history: History) -> Record:
+def document_of(name, history: History):
     """Return what `list` tells of a VM, of its directory, as the README has its form."""
-    owner = history.last_owner()
-    told = [{**described(backup), 'of': owner.other(backup)} for backup in history.everything()]
+    owner, told = history.last_owner(), []     # type: Manifest, List[Record]
+    for backup in history.everything():
+        manifest = backup.manifest
+        method = manifest.method or None
+        size = compression = None  # type: Any
+        if backup.outcome == 'remains':
+            with suppress(OSError):
+                size = sum(size_of(backup.file(file)) for file, _, _ in sift(backup.path, bool))
+        for file in backup.sizes:
+            size = sum(backup.sizes.values())
+            compression = compression_of(file).name
+            # 3.25 has written none down.
+            method = method or ('vm-export' if form_of(file) == '.xva' else 'vdi-export')
+        told.append(dict(
+            path=backup.path, when=backup.started, outcome=backup.outcome, method=method, size=size,
+            compression=compression, protected=backup.protected, verified=manifest.verified or None,
+            test_restore=manifest.test_restore or None, of=owner.other(backup)))
     return {'name': name, 'path': history.directory,
             'good': sum(backup['outcome'] == 'good' for backup in told),
             'size': sum(backup['size'] or 0 for backup in told), 'backups': told}
 
 
-def described(backup: Backup) -> Record:
-    """Return what the document has of a directory in a VM's."""
-    method = backup.manifest.method or None    # type: Optional[str]
-    size = compression = None  # type: Any
-    if backup.outcome == 'remains':
-        with suppress(OSError):
-            size = sum(size_of(backup.file(name)) for name, _, _ in sift(backup.path, bool))
-    for name in backup.sizes:
-        size = sum(backup.sizes.values())
-        compression = compression_of(name).name
-        if not method:                                 # 3.25 has written none down
-            method = 'vm-export' if form_of(name) == '.xva' else 'vdi-export'
-    return {
-        'path': backup.path, 'when': backup.started, 'outcome': backup.outcome,
-        'method': method, 'size': size, 'compression': compression,
-        'verified': backup.manifest.verified or None,
-        'test_restore': backup.manifest.test_restore or None, 'protected': backup.protected}
-
-
-def table_of(document: Record) -> Iterator[str]:
+def table_of(document: Record):
     """Yield the document's lines for a person."""
-    vms = document['vms']
-    rows = [row_of(backup) for vm in vms for backup in vm['backups']]
-    columns = []               # type: List[List[str]]     # but for those with nothing in them
-    for column in zip('when age method size outcome verified restored protected name'.split(),
-                      *rows):
-        if set(column[1:]) != {'-'}:
-            width = max(map(len, column))
-            columns.append([cell.ljust(width) for cell in column])
-    table = ('  '.join(cells).rstrip() for cells in zip(*columns))
-    if rows:
-        yield next(table)
-    for vm in vms:
+    yield LISTED.format(*'when age method size outcome name remarks'.split())
+    for vm in document['vms']:
         good = f'{vm["good"]} good, {human_size(vm["size"])}' if vm['good'] else 'NO GOOD BACKUP'
         yield '{name} ({path}): {}'.format(good, **vm)
-        for backup in vm['backups']:
-            yield next(table)
-            if backup['of']:
-                yield '    ' + backup['of']
-            for what, found in (('damaged', backup['verified']),
-                                ('test restore', backup['test_restore'])):
+        for told in vm['backups']:
+            remarks = [told['of'], 'protected' if told['protected'] else '',
+                       (told['compression'] or '').replace('none', '')]
+            for word, found in (('verified', told['verified']), ('restored', told['test_restore'])):
                 if found and found['fault']:
-                    yield f'    {what}: {found["fault"]}'
+                    remarks.append(f'fault when {word}: {found["fault"]}')
+                elif found:
+                    remarks.append(f'{found["proved"] or word} {age(found["when"])}')
+            yield LISTED.format(
+                (told['when'] or '-')[:16].replace('T', ' '), age(told['when']),
+                told['method'] or '-', '-' if told['size'] is None else human_size(told['size']),
+                told['outcome'], basename(told['path']), ', '.join(filter(None, remarks))).rstrip()
     for dumps in document['pool_dumps']:
         yield 'pool database ({path}): {dumps} dumps, newest {newest}'.format(**dumps)
     for path in document['foreign']:
         yield 'foreign: ' + path
-    yield from document['messages']
-    total = 'total of {} VMs: {} good, {}'.format(
-        len(vms), document['good'], human_size(document['size']))
-    without = [vm['name'] for vm in vms if not vm['good']]
-    if without:
-        total += '; NO GOOD BACKUP of ' + ', '.join(without)
-    yield total
+    yield 'total of {} VMs: {} good, {}'.format(
+        len(document['vms']), document['good'], human_size(document['size']))
 
 
-def row_of(told: Record) -> Texts:
-    """Return the row of a directory."""
-    size = '-'
-    if told['size'] is not None:
-        size = human_size(told['size'])
-        if told['compression'] not in (None, 'none'):
-            size += ' ' + told['compression']
-    row = [(told['when'] or '-')[:16].replace('T', ' '), age(told['when']),
-           told['method'] or '-', size, told['outcome']]
-    for found in (told['verified'], told['test_restore']):
-        cell = '-'
-        if found:
-            word = 'fault' if found['fault'] else found['proved'] or 'good'
-            cell = f'{word} {age(found["when"])}'
-        row.append(cell)
-    return row + ['yes' if told['protected'] else '-', basename(told['path'])]
-
-
-def run_list(line: CommandLine) -> int:
+def run_list(line: CommandLine):
     """The command `list`; return the exit status. Raise VmBackupError, OSError."""
     target = open_target(line)
-    if target.kind == 'backup' or target.kind == 'history' and line.only:
-        raise UsageError(f'vm= does not apply to a single VM or backup: {line.word}')
+    if target.kind == 'backup':
+        raise UsageError(f'expected a config-file, a backup_dir, or a VM\'s directory: {line.word}')
     histories = target.stocked()
     plan = select_histories(histories, target.config)
-    vms = [document_of(job.vm.name, job.vm.saved) for job in plan.jobs]
-    vms += [document_of(failure.name, target.history(path_part(failure.name)))
-            for failure in plan.failures]
-    vms.sort(key=lambda vm: vm['name'])
-    plan.messages += [f'***NOTE - attached: {look.words()}' for look in target.store.looks()]
-    document = {
-        'backup_dir': target.root, 'vms': vms,
-        **others_in([] if line.only else histories, vms),
-        'messages': plan.messages + plan.errors, 'good': sum(vm['good'] for vm in vms),
-        'size': sum(vm['size'] for vm in vms)}
-    for text in document['messages']:
-        Console.current.sort(text)
+    log(*plan.messages, *plan.errors)
+    found = [(job.vm.name, job.vm.saved) for job in plan.jobs]
+    found += [(failure.name, target.history(path_part(failure.name))) for failure in plan.failures]
+    vms = [document_of(*each) for each in sorted(found, key=lambda each: each[0])]
+    dumps = [{'path': path, 'dumps': len(paths), 'newest': basename(paths[-1])}
+             for path, paths in dumps_of(histories).items() if paths and not line.only]
+    newest = [backup for vm in vms for backup in vm['backups'][:1]]
+    for backup in newest:
+        if backup['outcome'] == 'failed' and target.is_locked(dirname(backup['path'])):
+            backup['outcome'] = 'running'
+    known = [each['path'] for each in vms + dumps]
+    foreign = sorted(history.directory for history in histories if not (
+        line.only or history.holds_any() or history.refused or history.directory in known))
+    document = dict(backup_dir=target.root, vms=vms, pool_dumps=dumps, foreign=foreign,
+                    messages=plan.messages + plan.errors, good=sum(vm['good'] for vm in vms),
+                    size=sum(vm['size'] for vm in vms))
     if not Console.current.tell(**document):
         Console.current.write(''.join(printable(row) + '\n' for row in table_of(document)))
-    doubtful = any(backup['outcome'] != 'good' for vm in vms for backup in vm['backups'][:1])
-    return verdict_of(plan.errors or not all(vm['good'] for vm in vms),
-                      plan.warnings or doubtful).status
+    doubtful = plan.warnings or any(each['outcome'] not in ('good', 'running') for each in newest)
+    return verdict_of(plan.errors or not all(vm['good'] for vm in vms), doubtful).status
+
+
+def owner_with_backup(history: History):
+    """Return whose a directory is, if a good backup of that VM is in it; else whose nothing is."""
+    owner = history.last_owner()
+    if any(each.outcome == 'good' and not owner.other(each) for each in history.completed()):
+        return owner
+    return Manifest()
 
 
 class Pruning:
     """`prune`: deletes what no rule keeps, and tells of each backup which one does."""
     kept = deleted = freed = 0
 
-    def __init__(self, target: Store, options: Strings) -> None:
+    def __init__(self, target: Store, options: Strings):
         self.errors = Errors()
         self.store = target
-        self.settings = target.config.settings
-        self.kinds = {rule.kind for rule in target.config.rules if rule.method != 'vm'}
         self.previewing = options['preview']
         self.pool = options['pool']    # a uuid; its backups are to go from others' directories
         self.vms = set()       # type: Set[str]    # so, of VMs that have a good backup in their own
 
-    def let_go(self, history: History) -> Backups:
+    def let_go(self, history: History):
         """Return the backups of others that were asked to go; of a pool, beside a good one."""
-        owner, found = history.last_owner(), history.completed()
-        if not self.pool:
-            return [each for each in found if each.manifest.uuid in self.vms
-                    and each.manifest.pool in ('', owner.pool) and not owner.rotates(each)]
-        if owner.pool in ('', self.pool) or not any(
-                each.outcome == 'good' and not owner.other(each) for each in found):
-            return []
-        return [each for each in found if each.manifest.pool == self.pool]
+        found = history.completed()
+        if self.pool:
+            beside = owner_with_backup(history).pool not in ('', self.pool)
+            return [each for each in found if beside and each.manifest.pool == self.pool]
+        owner = history.last_owner()
+        return [each for each in found if each.manifest.uuid in self.vms
+                and each.manifest.pool in ('', owner.pool) and not owner.rotates(each)]
 
-    def prune(self, job: Job, history: History, by_rules: bool) -> None:
+    def prune(self, job: Job, by_rules):
         """Prune the backups of a VM, oldest first; without rules only those of others that are to
         go. Raise TargetError where a line of the config may mean it, and nothing tells; OSError."""
-        for kind, known in (('uuid', job.vm.uuid), ('tag', 'tags' in job.vm.record)):
-            if by_rules and kind in self.kinds and not known:
-                raise TargetError(f'its newest backup does not record the {kind} of the VM: not '
-                                  'touched')
-        policy = policy_of(self.settings, job)
-        log('{}: {}'.format(history.directory, ' '.join(
-            f'keep_{name}={count}' for name, count in policy.items()
-            if count or name == 'last')))
-        for path in () if self.previewing else history.as_it_is().half_deleted():
+        known = {'name': True, 'uuid': job.vm.uuid, 'tag': 'tags' in job.vm.record}
+        for rule in self.store.config.rules if by_rules else ():
+            if rule.method != 'vm' and not known[rule.kind]:
+                raise TargetError(f'not touched, as its newest backup records no {rule.kind} of it')
+        history = job.vm.saved.as_it_is()              # now that it is locked
+        log(history.directory)
+        for path in () if self.previewing else history.half_deleted():
             with tolerating(self.errors, path):
                 finish_deleting(path)
-        for backup in history.as_it_is().backups():    # anew, under the lock
+        for backup in history.backups():
             if backup.trouble:
                 self.errors.append(f'{backup.path}: {explain(backup.trouble)}')
         owner = history.last_owner()
@@ -7152,8 +6897,8 @@ class Pruning:
         if owner.pool and own_pool() not in ('', owner.pool):
             log(f'***NOTE - not touched: they are of another pool, {owner.pool}')
             return
-        ours = {backup.path: why
-                for backup, why in history.judged(policy, owner)}
+        ours = {backup.path: why for backup, why in history.judged(
+            policy_of(self.store.config.settings, job), owner)}
         for backup in history.completed():
             if backup.path in ours and not by_rules:
                 continue
@@ -7166,22 +6911,19 @@ class Pruning:
             else:
                 self.delete(backup)
 
-    def prune_one(self, path: str, history: History) -> None:
+    def prune_one(self, path, history: History):
         """Delete a backup that a person names; tell what that loses. Raise UsageError, OSError."""
         backup = self.store.backup(path)
         if backup.outcome not in COMPLETE or backup.protected:
-            raise UsageError('no backup that can be deleted: {} ({})'.format(
-                path, 'it is protected' if backup.protected else 'expected its dated directory'))
-        others = [each.manifest for each in history.completed(True) if each.path != path
-                  and each.outcome == 'good' and not backup.manifest.other(each)]
-        lost = disks_in_none(others, backup.manifest.holds)
-        if not others:
-            log('***NOTE - no other good backup of this VM is in its directory')
-        elif lost:
+            raise UsageError(f'no backup that can be deleted, or it is protected: {path}')
+        lost = disks_in_none([each.manifest for each in history.completed(True)
+                              if each.path != path and each.outcome == 'good'
+                              and not backup.manifest.other(each)], backup.manifest.holds)
+        if lost:
             log('***NOTE - no other good backup there has disk ' + lost)
         self.delete(backup)
 
-    def delete(self, backup: Backup) -> None:
+    def delete(self, backup: Backup):
         """Delete a backup, unless this is a preview."""
         log(f'  delete {basename(backup.path)}')
         with tolerating(self.errors, backup.path):
@@ -7192,83 +6934,70 @@ class Pruning:
             self.freed += size
 
 
-def to_prune(target: Store, pruning: Pruning) -> List[Any]:
+def to_prune(target: Store, pruning: Pruning):
     """Return the VMs chosen of a config, and whether rules apply, or only others' backups go."""
     config = target.config
     histories = target.stocked()
     only = [rule for rule in config.rules if rule.method == 'vm']
     whole = config._replace(rules=[rule for rule in config.rules if rule not in only])
     plan = select_histories(histories, whole, config.settings.keep_last)
-    chosen = plan.jobs
-    if plan.errors:
-        log(*plan.messages, *plan.errors)
-        raise ConfigError('nothing is pruned (see above)')
-    uuids = {rule.word for rule in only if rule.kind == 'uuid'}
-    for history in histories if uuids else ():
-        good = {each.manifest.uuid for each in history.completed() if each.outcome == 'good'}
-        pruning.vms |= uuids & good & {history.last_owner().uuid}
-    wanted = [] if pruning.pool else histories
-    if only:
-        plan = select_histories(histories, config)
-        wanted = [job.vm.saved for job in plan.jobs]
     for text in plan.errors:
-        if not any(uuid in text.lower() for uuid in pruning.vms):
-            raise UsageError(text)
-    for failure in plan.failures:
+        log(*plan.messages)
+        raise UsageError(text)
+    uuids = {rule.word for rule in only if rule.kind == 'uuid'}
+    pruning.vms = uuids.intersection(owner_with_backup(each).uuid for each in histories if uuids)
+    for rule in only:
+        if rule.word not in pruning.vms and not any(chooses(rule, job.vm) for job in plan.jobs):
+            raise UsageError(f'{rule} is none of the VMs that are selected and found')
+    for failure in () if only else plan.failures:
         log(f'***NOTE - no backups of {failure.name}')
-    found = [(job, job.vm.saved, job.vm.saved in wanted) for job in chosen
-             if job.vm.saved in wanted or pruning.let_go(job.vm.saved)]
+    found = []
+    for job in plan.jobs:
+        by_rules = any(chooses(rule, job.vm) for rule in only) or not (only or pruning.pool)
+        if by_rules or pruning.let_go(job.vm.saved):
+            found.append((job, job.vm.saved, by_rules))
     if not found:
-        chosen_by = ' '.join(map(str, only)) or f'pool={pruning.pool}'
-        raise UsageError(f'no backups in {target.root} of a VM that the config names and '
-                         f'{chosen_by} chooses')
+        raise UsageError(f'no backups of that vm= or pool= that may go in {target.root}')
     return found
 
 
-def run_prune(line: CommandLine) -> int:
+def run_prune(line: CommandLine):
     """The command `prune`; return the exit status. Raise VmBackupError, OSError."""
     target = open_target(line)
     given = bool(line.only) + bool(line.options['pool'])
     if target.kind not in ('config', 'backup') or given > (target.kind == 'config'):
-        raise UsageError('expected a config-file and perhaps one of vm= and pool=, or a backup: '
-                         + line.word)
+        raise UsageError('expected a config-file (perhaps vm= or pool=) or a backup: ' + line.word)
     target.check()
     pruning = Pruning(target, line.options)
-    command, done = 'prune', 'deleted'
-    if pruning.previewing:
-        command, done = 'prune preview', 'would be deleted'
+    done = 'would be deleted' if pruning.previewing else 'deleted'
     found = [(None, target.history(dirname(target.path)), False)]    # type: List[Any]
     if target.kind == 'config':
         found = to_prune(target, pruning)
     for job, history, by_rules in found:
         check_signals()
-        with tolerating(pruning.errors, history.directory), ExitStack() as stack:
-            if not pruning.previewing:
-                stack.enter_context(pruning.store.locked(
-                    history.directory, pruning.settings.lock_wait * 60))
+        lock = suppress() if pruning.previewing else target.locked(
+            history.directory, target.config.settings.lock_wait * 60)
+        with tolerating(pruning.errors, history.directory), lock:
             if job:
-                pruning.prune(job, history, by_rules)
+                pruning.prune(job, by_rules)
             else:
                 pruning.prune_one(target.path, history)
     verdict = verdict_of(pruning.errors, ())
-    log('VmBackup {0} ended - {1} - {2.kept} kept, {2.deleted} {3} ({4})'.format(
-        command, verdict.phrase, pruning, done, human_size(pruning.freed)), loud=True)
+    log('VmBackup prune ended - {0} - {1.kept} kept, {1.deleted} {2} ({3})'.format(
+        verdict.phrase, pruning, done, human_size(pruning.freed)), loud=True)
     return verdict.status
 
 
-def run_protect(line: CommandLine) -> int:
+def run_protect(line: CommandLine):
     """Protect or unprotect; return the exit status. Raise VmBackupError, OSError."""
     protecting = line.command == 'protect'
-    paths = [abspath(native(word)) for word in line.words]
-    for path in paths:
-        kind = kind_of(path)
-        if not kind:
-            refuse_missing(path)
-        ROOTS.add(root_of(path, kind))
-        if (kind != 'backup' or not Backup(path).has_marker() or
+    stores = [open_target(line._replace(words=[word]), bool) for word in line.words]
+    for store in stores:
+        path = store.path
+        if (store.kind != 'backup' or not Backup(path).has_marker() or
                 basename(path).startswith(DELETING)):
             raise UsageError(f'no good backup: {path} (expected its dated directory)')
-    for path in paths:
+    for path in [store.path for store in stores]:
         file = join(path, PROTECTED)
         if is_there(file) != protecting:
             if protecting:
@@ -7284,12 +7013,10 @@ def run_protect(line: CommandLine) -> int:
 # 21. Restores: restore, test-restore
 # ----------------------------------------------------------------------------------------------
 
-MOST_DEVICES = 256         # of a VM
-
 
 class Sources:
     """Finds what is to be restored, in backup_dir or by its path."""
-    def __init__(self, line: CommandLine) -> None:
+    def __init__(self, line: CommandLine):
         origin = line.options['from']
         target = (open_target if origin else open_config)(line._replace(words=[origin]))
         if target.kind not in ('config', 'store'):
@@ -7298,7 +7025,7 @@ class Sources:
         self.store = target
         self.given = origin
 
-    def find(self, word: str, date: str) -> List[Chosen]:
+    def find(self, word, date):
         """Return the archive or images that a VM's name, a directory or a file stands for. Raise
         UsageError, OSError."""
         path = abspath(native(word))
@@ -7306,7 +7033,7 @@ class Sources:
         missing = kind in ('', 'store')
         uuid = word[-36:] if match(f'(uuid:)?{UUID}\\Z', word) else ''
         # No path for certain.
-        if not match(r'\.{0,2}(/|\Z)', word) and (missing or '/' not in word):
+        if not match(r'\.{0,2}(/|\Z)', word) and (missing or not ('/' in word or form_of(word))):
             if missing:
                 self.store.check(False)
                 self.store.stocked()
@@ -7328,18 +7055,18 @@ class Sources:
             raise TargetError(f'it has no marker: the record of a failure, not a backup: {path}')
         return self.of_backup(backup)
 
-    def of_backup(self, backup: Backup) -> List[Chosen]:
+    def of_backup(self, backup: Backup):
         """Return the archive or images of a backup. Raise Damaged without one."""
         return [self.of_file(backup.file(name)) for name in backup.check_archives()]
 
-    def select(self, config: Config) -> Plan:
+    def select(self, config: Config):
         """Choose VMs as a config says; log what there is to tell. Raise TargetError, OSError."""
         self.store.check(False)
         plan = select_histories(self.store.stocked(), config)
         log(*plan.messages)
         return plan
 
-    def called(self, word: str) -> Histories:
+    def called(self, word):
         """Return the directories of VMs of that name, or of one that a share takes for it."""
         own = path_part(word)
         found = [self.store.history(own)]
@@ -7351,7 +7078,7 @@ class Sources:
         found = list(filter(History.holds_any, found))
         return [each for each in found if encoded(each.vm_name()) == encoded(word)] or found
 
-    def newest(self, histories: Histories, date: str = '', uuid: str = '') -> Backup:
+    def newest(self, histories: Sequence[History], date='', uuid=''):
         """Return the newest good backup of a time that begins so, or a VM, of this host's pool if
         it has any. Raise UsageError if it may be of one VM or of another; TargetError without."""
         digits = sub('[^0-9]', '', date) or date
@@ -7378,18 +7105,22 @@ class Sources:
                                      each, dirname(each.path)) for each in newest))
         return max(newest, key=lambda backup: backup.when)
 
-    def of_file(self, path: str) -> Chosen:
+    def of_file(self, path):
         """Return an archive or image, with what its directory tells of it. Raise UsageError."""
         form = form_of(path)
+        if form == '.dump':
+            command = quoted([Xe().program, 'pool-restore-database', f'file-name={path}'])
+            raise UsageError(f'not restored, a dump of the pool database: {path} (to be checked on '
+                             'the pool master, of the same release and hardware as then: '
+                             f'{command} dry-run=true; and restored without dry-run=true)')
         if form not in ('.xva', '.raw', '.vhd'):
-            raise UsageError(f'no archive or image: {path} (a config file is given as from=; for a '
-                             'dump of the pool database, see README.md)')
+            raise UsageError(f'no archive or image: {path} (a config file is given as from=)')
         if not self.given:
             self.store.set_root(root_of(path, 'file'))
         return Chosen(path, form, self.store.backup(dirname(path)))
 
 
-def image_size(chosen: Chosen, reader: Reader) -> int:
+def image_size(chosen: Chosen, reader: Reader):
     """Return the bytes of an image's disk. Raise Damaged, OSError."""
     if chosen.form == '.vhd':
         return reader.read_head()[0]
@@ -7399,59 +7130,56 @@ def image_size(chosen: Chosen, reader: Reader) -> int:
     return told or sum(map(len, reader.pieces()))
 
 
-def disks_in(chosen: Chosen) -> List[Chosen]:
+def disks_in(chosen: Chosen):
     """Return the disks of an archive, or that of an image. Raise Damaged, OSError."""
     path, form, backup, _ = chosen
     with opened(path, form) as reader:
         if form == '.xva':
-            found = archived_vm(reader.read_ova()).disks
-            told = dict(map(reversed, backup.manifest.holds))  # those in it are of a snapshot
-            found = [disk._replace(names=[*disk.names, told.get(disk.names[0], '')])
-                     for disk in found]
+            told = {device: uuid for uuid, device in backup.manifest.holds}
+            found = [disk._replace(uuid=told.get(disk.name, disk.uuid))
+                     for disk in archived_vm(reader.read_ova()).disks]
         else:
             disk = backup.manifest.disk(basename(path))
-            device, label, uuid = [value_in(disk, key) for key in ('device', 'name', 'uuid')]
-            number = next((str(number) for number in range(MOST_DEVICES)
-                           if device_name('', str(number)) == device), '')
-            found = [ArchivedDisk('', image_size(chosen, reader), basename(path), '',
-                                  [device, number, device, label, '', uuid])]
+            name, title, uuid = [value_in(disk, key) for key in ('device', 'name', 'uuid')]
+            device = next((str(number) for number in range(256)
+                           if device_name('', str(number)) == name), '')
+            found = [ArchivedDisk('', image_size(chosen, reader), device, name, title, uuid)]
     return [chosen._replace(disk=disk) for disk in found]
 
 
-def choose_disks(word: str, disks: List[Chosen]) -> List[Chosen]:
-    """Return the disk that a device, position, name or uuid means, or all. Raise UsageError."""
-    found = [each for each in disks if word in ('all', *each.disk.names)]
+def disk_in_words(chosen: Chosen):
+    """Return by what a disk can be chosen, and where it is."""
+    disk = chosen.disk
+    return (f'{disk.name}, position {disk.device}, {human_size(disk.size)}, '
+            f'{disk.title}, {disk.uuid}, in {basename(chosen.path)}')
+
+
+def choose_disks(word, disks: List[Chosen]):
+    """Return the disk that a device, position, name or uuid means, by default the only one, or all.
+    Raise UsageError."""
+    found = [each for each in disks if not word or word in ('all', *each.disk.names)]
     if not found or (len(found) > 1 and word != 'all'):
-        raise UsageError(f'{"more than one" if found else "no"} disk {word} in the backup (there '
-                         f'are: {"; ".join(map(disk_in_words, disks))})')
+        raise UsageError(f'disk={word} is not one disk of the backup (there are: '
+                         f'{"; ".join(map(disk_in_words, disks))})')
     return found
 
 
-def disk_in_words(chosen: Chosen) -> str:
-    """Return how a disk can be chosen, and where it is."""
-    device, number, _, label, archived, uuid = chosen.disk.names
-    return (f'{device}, position {number}, {human_size(chosen.disk.size)}, {printable(label)}, '
-            f'{uuid or archived}, in {basename(chosen.path)}')
-
-
-def parts(found: List[Chosen], options: Strings) -> List[Chosen]:
+def to_restore(found: List[Chosen], options: Strings):
     """Return what is to be restored of a backup, each by itself: what it has, or the disk that is
     meant. Raise UsageError, Damaged, OSError."""
     if options['disk']:
         found = choose_disks(options['disk'], [disk for each in found for disk in disks_in(each)])
-    if options['name'] and len(found) > 1:
-        raise UsageError(f'{len(found)} disks cannot all get one name (leave out name=)')
     return found
 
 
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
-    def __init__(self, pool: Pool, sources: Sources, options: Strings) -> None:
+    def __init__(self, pool: Pool, sources: Sources, options: Strings):
         super().__init__(pool, sources.store, Warnings(),
                          sources.config.settings.stall_timeout * 60)
         self.options = defaultdict(str, options)   # a test has not all of them
 
-    def run(self, chosen: Chosen) -> None:
+    def run(self, chosen: Chosen):
         """Plan, verify, restore."""
         target = self.plan(chosen, self.options['name'])
         if self.options['preview']:
@@ -7463,7 +7191,7 @@ class Restorer(Importer):
             self.verify(chosen)
         self.restore(chosen, target)
 
-    def plan(self, chosen: Chosen, name: str) -> Target:
+    def plan(self, chosen: Chosen, name):
         """Find out where a restore goes, and log it; `name`: of the new VM or disk, if given."""
         manifest, when = chosen.backup.manifest, chosen.backup.started or ''
         vms = self.pool.records('VM')
@@ -7479,14 +7207,11 @@ class Restorer(Importer):
         for word in ['attach'] if chosen.whole else ['preserve', 'start']:
             if self.options[word]:
                 raise UsageError(f'{word}= does not apply to {chosen.path}')
-        for word in 'mode', 'force':
-            if self.options[word] and not self.options['attach']:
-                raise UsageError(f'{word}= goes with attach=')
         if chosen.whole:
             return self.plan_vm(chosen, label_part(name), vms)
         return self.plan_disk(chosen, label_part(name))
 
-    def plan_vm(self, chosen: Chosen, name: str, vms: Records) -> Target:
+    def plan_vm(self, chosen: Chosen, name, vms: Records):
         """Plan the restore of an archive."""
         with opened(chosen.path, chosen.form) as reader:
             found = archived_vm(reader.read_ova())
@@ -7525,7 +7250,7 @@ class Restorer(Importer):
                 ' or '.join(map(labelled, same)) or f'{label}, which is not here: it will be made'))
         return Target(name, sr, total, disks, preserve)
 
-    def sr(self, size: int, title: str) -> Record:
+    def sr(self, size, title):
         """Return the record of the SR for disks of so many bytes: that of sr=, a name or uuid, or
         else the pool's default one. Log a title, and how full it is."""
         srs = {ref: sr for ref, sr in self.pool.records('SR').items()     # sm: udevSR.py, drives
@@ -7539,48 +7264,31 @@ class Restorer(Importer):
         log(title, '  SR:       ' + space_of(sr, size))
         return sr
 
-    def plan_disk(self, chosen: Chosen, name: str) -> Target:
-        """Plan the restore of a disk, to the first free user device of a VM if asked."""
-        disk, = disks_in(chosen) if not chosen.disk else [chosen]
-        size, (*_, label, archived, uuid) = disk.disk.size, disk.disk.names
-        name = name or (label or plain_name(basename(chosen.path))) + chosen.suffix
-        target = Target(name, self.sr(size, f'  new disk: {name}'), size, original=uuid or archived)
+    def plan_disk(self, chosen: Chosen, name):
+        """Plan the restore of a disk, to the first free user device of a halted VM if asked."""
+        disk = (chosen if chosen.disk else disks_in(chosen)[0]).disk
+        name = name or (disk.title or plain_name(basename(chosen.path))) + chosen.suffix
+        target = Target(name, self.sr(disk.size, f'  new disk: {name}'), disk.size)
         word = self.options['attach']
         if not word:
             return target
         found = [vm for vm in self.pool.vms() if word in (vm.uuid, vm.name)]
-        if len(found) != 1 or found[0].record['power_state'] not in ('Halted', 'Running'):
-            raise UsageError(f'attach={word} is not one VM that is halted or runs (choose it by '
-                             'its uuid): '
+        if len(found) != 1 or found[0].record['power_state'] != 'Halted':
+            raise UsageError(f'attach={word} is not one VM that is halted (choose it by its uuid): '
                              + (abbreviate(list(map(self.pool.vm_words, found))) or 'no VM'))
-        vm, = found
-        state = vm.record['power_state']
-        mode = self.options['mode'].upper() or ('RO' if state == 'Running' else 'RW')
-        if mode == 'RO' and state == 'Running' and self.pool.call(
-                'VM_metrics.get_current_domain_type',
-                self.pool.record('VM', vm.ref)['metrics']) == 'hvm':
-            raise UsageError(f'the VM {word} runs on hardware virtualisation (HVM), where xapi '
-                             'takes no disk that is read-only (mode=rw, best on a VM that has not '
-                             'the original; or extract)')   # xapi: xapi_vbd.ml, plug
-        beside = chosen.backup.manifest.uuid == vm.uuid if not uuid else any(
-            each.vdi['uuid'] == uuid for each in self.pool.disks(vm))
-        if mode == 'RW' and beside and not self.options['force']:
-            raise UsageError(f'the VM {word} has the original of this disk: two of one identity '
-                             '(file systems, LVM, Windows) may be mixed up, and it may boot from '
-                             'either (mode=ro, or another VM; force=yes does it all the same)')
-        free = self.pool.call('VM.get_allowed_VBD_devices', vm.ref)
+        free = self.pool.call('VM.get_allowed_VBD_devices', found[0].ref)
         if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
-        log(f'  attached: to {word} as {device_name("", free[0])}, {mode}')
-        return target._replace(attach=vm, device=free[0], mode=mode)
+        log(f'  attached: to {word} as {device_name("", free[0])}')
+        return target._replace(attach=found[0].uuid, device=free[0])
 
-    def verify(self, chosen: Chosen) -> None:
+    def verify(self, chosen: Chosen):
         """Verify what is to be restored. Raise Damaged."""
         file = basename(chosen.path)
         proved = Verifier(self.limit).prove_in(chosen.backup, file).proved
         log(f'verified {file}: {PROVED[proved]}')
 
-    def restore(self, chosen: Chosen, target: Target) -> None:
+    def restore(self, chosen: Chosen, target: Target):
         """Restore as planned, and log what was made."""
         xe = self.xe
         with self.restoring(target.name, True) as record:
@@ -7592,7 +7300,8 @@ class Restorer(Importer):
                 made = self.pool.marked(record.mark)
                 self.drop_leaked_vbds(made.vms, made.disks, 'RW')
             if target.attach:
-                self.attach(uuid, target)
+                xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,
+                        mode='RW', type='Disk', bootable='false')
         kind = 'VM' if chosen.whole else 'disk'
         log(f'restored: the {kind} {target.name} ({uuid})', loud=True)
         if self.options['start']:
@@ -7603,28 +7312,8 @@ class Restorer(Importer):
                 f'  {shell_word(xe.program)} vbd-create vm-uuid=UUID-OF-THE-VM vdi-uuid={uuid} '
                 'device=0 bootable=true mode=RW type=Disk', loud=True)
 
-    def attach(self, uuid: str, target: Target) -> None:
-        """Put a new disk on a VM; on one that runs it is a look, which is recorded."""
-        vm, xe = target.attach, self.xe
-        running = vm.record['power_state'] == 'Running'
-        look = Look(uuid, target.name, vm.uuid, vm.name, target.mode, self.pool.uuid(), iso(now()))
-        if running:
-            with tolerating(self.warnings, 'not written down that the disk is attached'):
-                write_json(self.store.look_path(uuid), look._asdict())
-            xe.tell('vdi-param-set', uuid=uuid, **{'other-config:' + LOOK: f'{uuid} {vm.uuid}'})
-        vbd = xe.tell('vbd-create', vm_uuid=vm.uuid, vdi_uuid=uuid, device=target.device,
-                      mode=target.mode, type='Disk', bootable='false')
-        if not running:
-            return
-        try:
-            xe.tell('vbd-plug', uuid=vbd)
-        except CommandFailed:
-            xe.tell('vbd-destroy', uuid=vbd)           # so that the disk can be taken back
-            raise
-        log(f'attached: {look.words()}', loud=True)
 
-
-def run_restore(line: CommandLine) -> int:
+def run_restore(line: CommandLine):
     """The command `restore`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     sources = Sources(line)
     if bool(line.word) == bool(line.only):
@@ -7632,7 +7321,7 @@ def run_restore(line: CommandLine) -> int:
                          'its place)')
     date, plan = line.options['date'], Plan()
     if line.word:
-        chosen = parts(sources.find(selector(line.word).text, date), line.options)
+        chosen = to_restore(sources.find(selector(line.word).text, date), line.options)
     else:
         plan = sources.select(sources.config)
         for text in plan.errors:
@@ -7647,8 +7336,8 @@ def run_restore(line: CommandLine) -> int:
         for job in plan.jobs:
             check_signals()
             with tolerating(failed, job.vm.ref):
-                for each in parts(sources.of_backup(sources.newest([job.vm.saved], date)),
-                                  line.options):
+                found = sources.of_backup(sources.newest([job.vm.saved], date))
+                for each in to_restore(found, line.options):
                     restorer.run(each)
     return verdict_of(failed, restorer.warnings).status
 
@@ -7657,11 +7346,11 @@ class TestRestore(Run):
     """`test-restore`: restores backups, proves them and destroys what was restored."""
     done = '{0.method} {0.name} - ***{1}*** t:{2}'
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(self, sources: Sources):
         super().__init__(sources.config)
         self.sources = sources
 
-    def choose(self, word: str) -> Sequence[Job]:
+    def choose(self, word):
         """Return the VMs that a selector chooses, or the one of a path. Raise UsageError,
         OSError."""
         if '/' in word and names_file(word):
@@ -7674,7 +7363,7 @@ class TestRestore(Run):
             raise UsageError(f'no backup of a VM {word} in {self.sources.store.root}')
         return chosen
 
-    def run(self, word: str, restorer: Restorer) -> None:
+    def run(self, word, restorer: Restorer):
         """Test one backup of each VM that is chosen. Raise UsageError, OSError."""
         chosen = self.choose(word)
         restorer.warnings = self.warnings
@@ -7686,7 +7375,7 @@ class TestRestore(Run):
             restorer.warnings = turn.warnings
             self.attempt(turn, lambda: self.test(turn, restorer))
 
-    def test(self, turn: Turn, restorer: Restorer) -> None:
+    def test(self, turn: Turn, restorer: Restorer):
         """Test the Backup, or the newest good one of the History; record how that ended if it was
         tried and no signal came."""
         elapsed, when, fault = stopwatch(), iso(now()), ''
@@ -7717,7 +7406,7 @@ class TestRestore(Run):
             raise BackupFailed('TEST-RESTORE-FAIL', fault)
 
 
-def run_test_restore(line: CommandLine) -> int:
+def run_test_restore(line: CommandLine):
     """The command `test-restore`; return the exit status. Raise VmBackupError, OSError."""
     sources = Sources(line)
     test = TestRestore(sources)
@@ -7725,33 +7414,30 @@ def run_test_restore(line: CommandLine) -> int:
     with test.until_ended(), Pool.connect(line) as pool:
         test.run(line.word, Restorer(pool, sources, line.options))
     test.report_end('test-restore ')
-    return test.exit_status()
+    return test.verdict().status
 
 
 # ----------------------------------------------------------------------------------------------
-# 22. Disks: one disk of a backup as a file or stream; detached
+# 22. Disks: one disk of a backup as a file or stream
 # ----------------------------------------------------------------------------------------------
 # No pool is needed for that. What is on a disk is looked at, never mounted: MBR and GPT as the UEFI
 # specification has them (chapter 5), file systems by what blkid and file(1) know them by.
 
-NO_SYSTEM = ('unknown', 0, b'', None)
 SYSTEMS = (                # name, where its magic is, that, and what mount needs; None: no mount
     ('ext2/3/4', 1080, b'\x53\xef', ',noload'), ('xfs', 0, b'XFSB', ',norecovery,nouuid'),
-    ('NTFS', 3, b'NTFS    ', ''), ('BitLocker', 3, b'-FVE-FS-', None), ('ReFS', 3, b'ReFS\0', None),
-    ('exFAT', 3, b'EXFAT   ', ''), ('FAT', 54, b'FAT', ''), ('FAT', 82, b'FAT32', ''),
-    ('btrfs', 0x10040, b'_BHRfS_M', ''), ('LVM', 536, b'LVM2 001', None),
-    ('LUKS', 0, b'LUKS\xba\xbe', None), ('swap', 4086, b'SWAPSPACE2', None), NO_SYSTEM)
+    ('NTFS', 3, b'NTFS    ', ''), ('FAT32', 82, b'FAT32', ''), ('LVM', 536, b'LVM2 001', None),
+    ('LUKS', 0, b'LUKS', None), ('unknown', 0, b'', None))
 EXTENDED = (5, 15, 0x85)   # types of an MBR's entry that holds a chain of further tables
 MOST_PARTITIONS = 128      # in a table
 
 
-def system_at(handle: int, begin: int) -> Tuple[str, int, bytes, Optional[str]]:
-    """Return the row of SYSTEMS for what begins at that byte."""
-    return next(row for row in SYSTEMS
-                if pread(handle, len(row[2]), begin + row[1]) == row[2])
+def system_at(handle, begin):
+    """Return what begins at that byte, and what mount needs for it."""
+    return next((name, more) for name, at, magic, more in SYSTEMS
+                if pread(handle, len(magic), begin + at) == magic)
 
 
-def mbr_partitions(handle: int) -> Iterator[Tuple[int, int]]:
+def mbr_partitions(handle):
     """Yield first sector and number of sectors of an MBR's partitions, those of its chain last."""
     chain, first, tables = [0], 0, 0
     while chain and tables < MOST_PARTITIONS:
@@ -7768,27 +7454,28 @@ def mbr_partitions(handle: int) -> Iterator[Tuple[int, int]]:
                 yield here + begin, size
 
 
-def partitions(handle: int) -> Tuple[str, List[Tuple[int, int]]]:
+def partitions(handle):
     """Return the kind of a disk's partition table, '' for none, and begin and bytes of each
     partition in it."""
-    head = pread(handle, 2 * BLOCK, 0)
+    head = pread(handle, 2 * BLOCK, 0).ljust(2 * BLOCK, b'\0')
+    end = fstat(handle).st_size // BLOCK
     found = []                 # type: List[Tuple[int, int]]   # in sectors
     if head[BLOCK:BLOCK + 8] == b'EFI PART':
         kind = 'GPT'
         table_at, count, each = struct.unpack_from('<QII', head, BLOCK + 72)
         for number in range(min(count, MOST_PARTITIONS)):
-            entry = pread(handle, 48, table_at * BLOCK + number * each)
+            entry = pread(handle, 48, min(end, table_at) * BLOCK + number * each)
             begin, last = struct.unpack('<32xQQ', entry.ljust(48, b'\0'))
-            if any(entry[:16]):
+            if 0 < begin <= last < end:                # else it is not used, or a lie
                 found.append((begin, last - begin + 1))
-    elif system_at(handle, 0) == NO_SYSTEM and head[510:512] == b'\x55\xaa':
+    elif system_at(handle, 0)[0] == 'unknown' and head[510:512] == b'\x55\xaa':
         kind, found = 'MBR', list(mbr_partitions(handle))
     else:
         return '', []
     return kind, [(begin * BLOCK, size * BLOCK) for begin, size in found]
 
 
-def tell_partitions(path: str) -> None:
+def tell_partitions(path):
     """Log what is on a disk that was extracted, and how to look inside. Raise OSError."""
     file = shell_word(path)
     with reading(path) as stream:
@@ -7796,16 +7483,15 @@ def tell_partitions(path: str) -> None:
         kind, found = partitions(handle)
         log(f'  {kind or "no"} partition table')
         for number, (begin, size) in enumerate(found or [(0, fstat(handle).st_size)], 1):
-            name, _, _, more = system_at(handle, begin)
+            name, more = system_at(handle, begin)
             log(f'  {number}: {human_size(size)} at byte {begin}: {name}')
             if more is not None:
                 log(f'     mount -o ro,loop,offset={begin},sizelimit={size}{more} {file} /mnt')
-    log(f'  all of it: losetup -P -r -f --show {file} (LVM: then vgscan, and vgchange -ay)',
-        '  on a workstation, never in dom0: a file system of a guest may attack the kernel that '
-        'mounts it, and LVM there may take its volume groups')
+    log(f'  all of it: losetup -P -r -f --show {file} (LVM: then vgchange -ay)',
+        '  on a workstation only: in dom0 it may attack the kernel, or LVM takes its volume groups')
 
 
-def allocated(chosen: Chosen) -> Size:
+def allocated(chosen: Chosen):
     """Return the bytes that a disk takes in a sparse file, None where only reading all tells."""
     with opened(chosen.path, chosen.form) as reader:
         if reader.packed:
@@ -7815,7 +7501,7 @@ def allocated(chosen: Chosen) -> Size:
     return min(chosen.disk.size, occupied(chosen.path))
 
 
-def hashing(pieces: Located, digest: Any) -> Located:
+def hashing(pieces: Located, digest):
     """Yield pieces of a disk, and have the digest be that of all its bytes."""
     at = 0
     for begin, data in pieces:
@@ -7825,111 +7511,59 @@ def hashing(pieces: Located, digest: Any) -> Located:
         yield begin, data
 
 
-class Extractor:
-    """Writes disks of backups to files, or one to standard output."""
-    def __init__(self, limit: float, hashed: bool) -> None:
-        self.limit = limit     # seconds in which something has to move
-        self.hashed = hashed   # whether to tell the SHA-256 of all bytes
+def extract(chosen: Chosen, write: Callable[[Located], None], config: Config, hashed):
+    """Have a disk's pieces written as they are checked; return its bytes, and if `hashed` their
+    SHA-256, in words. Raise Damaged, CommandFailed, OSError."""
+    import hashlib
+    path, _, backup, disk = chosen
+    digest = hashlib.sha256()
 
-    def to_file(self, chosen: Chosen, path: str) -> None:
-        """Write a disk to a new file. Raise OSError, TargetError, Damaged, CommandFailed."""
-        with new_file(path) as stream:
-            need, (_, free) = allocated(chosen), room_in(dirname(path))
-            if need and need > free:
-                raise TargetError(reason_of(OSError(ENOSPC, '', path),
-                                            f'; the disk needs {human_size(need)}'))
-            if need is None and free < chosen.disk.size:
-                log(f'***NOTE - {human_size(free)} free for a disk of '
-                    f'{human_size(chosen.disk.size)}: as the backup is compressed, only reading '
-                    'all of it tells how much of that is not zeros')
-            digest = self.copy(chosen, lambda pieces: write_sparse(stream, pieces))
-        taken = human_size(occupied(path))
-        log(f'extracted: {path}, {chosen.disk.size} bytes, {taken} of it allocated{digest}',
-            loud=True)
-        tell_partitions(path)
-
-    def to_output(self, chosen: Chosen) -> None:
-        """Write a disk to standard output. Raise OSError, Damaged, CommandFailed."""
-        def emit(pieces: Located) -> None:
-            for piece in continuous(pieces):
-                Console.current.emit(piece)
-        digest = self.copy(chosen, emit)
-        log(f'extracted: {chosen.disk.size} bytes{digest}', loud=True)
-
-    def copy(self, chosen: Chosen, write: Callable[[Located], None]) -> str:
-        """Have a disk's pieces written, once they are checked; return what is to be told."""
-        import hashlib
-        digest = hashlib.sha256()
-        path, form, backup, disk = chosen
-
-        def read(reader: Any) -> None:
-            pieces = disk_in(form, reader, disk.size, disk.id)
-            write(hashing(pieces, digest) if self.hashed else pieces)
-            if form != '.xva':
-                check_digest(backup, basename(path), reader.digest.hexdigest())
-        read_watched(path, lambda: opened(path, form), self.limit, 'extracted', read)
-        return f', SHA-256 {digest.hexdigest()}' if self.hashed else ''
+    def read(form, reader):
+        pieces = disk_in(form, reader, disk.size, disk.id)
+        write(hashing(pieces, digest) if hashed else pieces)
+        if form != '.xva':
+            check_digest(backup, basename(path), reader.digest.hexdigest())
+    read_watched(path, config.settings.stall_timeout * 60, 'extracted', read)
+    return f'{disk.size} bytes' + (f', SHA-256 {digest.hexdigest()}' if hashed else '')
 
 
-def run_extract(line: CommandLine) -> int:
+def extract_to_file(chosen: Chosen, path, config: Config, hashed):
+    """Write a disk to a new file, and log what is on it. Raise as `extract`, and TargetError."""
+    Signals.current.at_once = False                    # the new file is to go
+    with new_file(path) as stream:
+        need, (_, free) = allocated(chosen), room_in(dirname(path))
+        if need and need > free:
+            raise TargetError(reason_of(OSError(ENOSPC, '', path),
+                                        f'; the disk needs {human_size(need)}'))
+        told = extract(chosen, lambda pieces: write_sparse(stream, pieces), config, hashed)
+    log(f'extracted: {path}, {told}, on disk {human_size(occupied(path))}', loud=True)
+    tell_partitions(path)
+
+
+def run_extract(line: CommandLine):
     """The command `extract`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
     sources, options = Sources(line), line.options
     disks = []                 # type: List[Chosen]
     for chosen in sources.find(selector(line.word).text, options['date']):
         disks += disks_in(chosen)
-    word, target = options['disk'], options['to']
+    word, target, hashed = map(options.get, ('disk', 'to', 'sha256'))
     if not (word or target):
         log(*['  disk: ' + disk_in_words(each) for each in disks], loud=True)
         return SUCCESS.status
-    if not target:
-        raise UsageError('where to? (add to=FILE, or to=- for standard output)')
-    disks = choose_disks(word or disks[0].disk.names[0], disks)
-    extractor = Extractor(sources.config.settings.stall_timeout * 60, bool(options['sha256']))
+    if not target or (word, target) == ('all', '-'):
+        raise UsageError('where to? (to=FILE, to=- for standard output, of all to=DIRECTORY)')
+    disks = choose_disks(word, disks)
     path = abspath(native(target))
     if word == 'all':
         make_directory(path)
-        for each in disks:
-            extractor.to_file(each, f'{path}/{path_part(each.disk.names[0])}.raw')
-    elif target == '-':
-        extractor.to_output(*disks)
-    else:
-        extractor.to_file(*disks, path)
-    return SUCCESS.status
-
-
-def run_detach(line: CommandLine) -> int:
-    """The command `detach`; return the exit status. Raise VmBackupError, OSError."""
-    store, xe = Sources(line).store, Xe(numbered=False)
-    with Pool.connect(line) as pool:
-        looks = {ref: vdi for ref, vdi in pool.records('VDI').items()     # copies have it, too
-                 if vdi['other_config'].get(LOOK, '').startswith(vdi['uuid'])}
-        found = {ref: vdi for ref, vdi in looks.items()
-                 if line.word in (vdi['uuid'], vdi['name_label'])}
-        if len(found) != 1:
-            raise UsageError('{} disk {} that restore has attached (there are: {})'.format(
-                'more than one' if found else 'no', line.word,
-                abbreviate(list(map(labelled, (found or looks).values()))) or 'none'))
-        vdi, = found.values()
-        vms = pool.where('VM', 'uuid', [vdi['other_config'][LOOK][-36:]])
-        vbds = pool.where('VBD', 'VDI', found).values()
-        ours = [vbd for vbd in vbds if vbd['VM'] in vms]
-        for vbd in ours:
-            if vbd['currently_attached']:
-                xe.tell('vbd-unplug', uuid=vbd['uuid'])
-        kept = [why for why, is_so in (
-            ('it was attached to be written', any(vbd['mode'] != 'RO' for vbd in ours)),
-            ('another VM has it', len(vbds) > len(ours)),
-            ('there is a snapshot of it', vdi['is_a_snapshot'] or vdi['snapshots'])) if is_so]
-        if kept:
-            xe.tell('vdi-param-remove', uuid=vdi['uuid'], param_name='other-config',
-                    param_key=LOOK)
+    for each in disks:
+        if target == '-':
+            told = extract(each, lambda pieces: deque(map(
+                Console.current.emit, continuous(pieces)), 0), sources.config, hashed)
+            log('extracted: ' + told, loud=True)
         else:
-            for vbd in ours:
-                xe.tell('vbd-destroy', uuid=vbd['uuid'])
-            xe.tell('vdi-destroy', uuid=vdi['uuid'])
-        remove(store.look_path(vdi['uuid']))
-        log(f'detached: {labelled(vdi)}, ' + (f'and kept, as {kept[0]}' if kept else 'destroyed'),
-            loud=True)
+            file = f'/{path_part(each.disk.name)}.raw' if word == 'all' else ''
+            extract_to_file(each, path + file, sources.config, hashed)
     return SUCCESS.status
 
 
@@ -7938,26 +7572,20 @@ def run_detach(line: CommandLine) -> int:
 # ----------------------------------------------------------------------------------------------
 
 STATES = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')      # of a monitoring plug-in, by exit status
-LONGEST_TEXT = 3900        # bytes; Nagios takes 4096, with the figures
-# Without any good backup, and with one.
-FIGURES = (' | vms={vms} good={good} size={size_bytes}B leftovers={leftovers}',
-           ' | vms={vms} good={good} size={size_bytes}B '
-           'oldest={oldest_seconds}s;;{max_age_seconds} leftovers={leftovers}')
+FIGURES = ' | vms={vms} good={good} size={size_bytes}B{oldest} leftovers={leftovers}'
+OLDEST = ' oldest={oldest_seconds}s;;{max_age_seconds}'    # if there is any good backup
 
 
-def plugin_line(state: str, text: str, figures: str = '') -> str:
-    """Return the one line of a monitoring plug-in, which nothing in the text can end (Nagios: text
-    | 'label'=value[UOM];[warn];[crit];[min];[max])."""
+def plugin_line(state, text, figures=''):
+    """Return a plug-in's line, which no text can end (Nagios: text | 'label'=value;warn;crit)."""
     clean = encoded(printable(text)).decode('utf-8', 'replace').replace('|', '\\x7c')
-    line = encoded(f'VMBACKUP {state} - {clean}')
-    if len(line) > LONGEST_TEXT:
-        line = line[:LONGEST_TEXT] + b' ...'
+    line = encoded(f'VMBACKUP {state} - {clean}')[:3900]       # Nagios takes 4096, with the figures
     return line.decode('utf-8', 'ignore') + figures + '\n'
 
 
 class StatusCheck:
     """`status`: whether the backups of a config are as they should be. It locks nothing."""
-    def __init__(self, max_age: str) -> None:
+    def __init__(self, max_age):
         self.max_age = max_age     # as the administrator wrote it
         self.moment = now().timestamp()
         if not match(r'[1-9][0-9]{0,5}[mhd]\Z', max_age):
@@ -7967,27 +7595,23 @@ class StatusCheck:
         self.figures = {'max_age_seconds': self.limit, 'size_bytes': 0}
         self.vms = []          # type: List[Record]    # as --json prints them
 
-    def check(self, line: CommandLine) -> None:
+    def check(self, line: CommandLine):
         """Judge all that there is. Raise VmBackupError, OSError where that cannot be known."""
-        config = read_config(line)
-        for problem in [*config.unexpected, *config.errors.values()]:
-            raise ConfigError(problem)
-        store = Store(config)
+        store = open_config(line)
         store.check()
         try:
             store.stocked()
         except TargetError as empty:
             self.found['CRITICAL'].append(str(empty))
         histories = store.histories()
-        self.check_backups(select_histories(histories, config))
-        self.check_run(config, store)
-        self.found['OK'] += [f'attached: {look.words()}' for look in store.looks()]
+        self.check_backups(select_histories(histories, store.config))
+        self.check_run(store)
         left = store.leftovers(histories, self.limit)
         self.figures['leftovers'] = sum(map(len, left.values()))
         self.found['WARNING'] += [f'left over: {abbreviate(paths)} ({remedy})'
                                   for remedy, paths in left.items()]
 
-    def check_backups(self, plan: Plan) -> None:
+    def check_backups(self, plan: Plan):
         """Judge the newest good backup of each VM, the oldest first."""
         for rule in plan.broken + plan.invalid:
             raise ConfigError(f'invalid regex or retention: {rule} ({rule.where})')
@@ -8013,16 +7637,11 @@ class StatusCheck:
                 warnings.append(f'the newest good backup of {vm.name} is {other}')
             self.figures['size_bytes'] += sum(last.sizes.values())
             seconds = self.moment - last.when
-            wrong = ''
-            if not last.path:
-                wrong = 'none'
-            elif not last.when or seconds < -86400:      # which proves nothing
-                wrong = 'time unknown'
-            else:
+            wrong = 'time unknown' if last.path else 'none'
+            if last.when and seconds > -86400:         # else it proves nothing
                 self.figures['oldest_seconds'] = max(
                     round(seconds), self.figures.get('oldest_seconds', 0))
-                if seconds > self.limit:
-                    wrong = age(last.started)
+                wrong = age(last.started) if seconds > self.limit else ''
             if wrong:
                 bad.append(f'{vm.name} ({wrong})')
             self.vms.append(dict(name=vm.name, uuid=vm.uuid, state='CRITICAL' if wrong else 'OK',
@@ -8034,14 +7653,12 @@ class StatusCheck:
         fine.append(f'{number} of {len(vms)} VMs have a {wanted}')
         self.figures.update(vms=len(vms), good=number)
 
-    def check_run(self, config: Config, store: Store) -> None:
+    def check_run(self, store: Store):
         """Judge the last run, by its record or, if that is newer, by the status log."""
-        name, runs = run_name(config.path), {}     # type: str, Dict[str, LastRun]
-        try:
+        name, runs = run_name(store.config.path), {}       # type: str, Dict[str, LastRun]
+        with tolerating(self.found['WARNING'], 'cannot tell how runs ended'):
             runs = store.runs()
-        except (TargetError, OSError) as error:
-            self.found['WARNING'].append(explain(error))
-        last, logged = runs.pop(name, None), last_logged(config.settings.status_log)
+        last, logged = runs.pop(name, None), last_logged(store.config.settings.status_log)
         goes_on = last and not last.ended and store.goes_on(name, last)
         # Others may have the same status log, as runs of some of the VMs have.
         others = [run.begun for run in runs.values()]
@@ -8054,7 +7671,7 @@ class StatusCheck:
         state, text = 'OK', f'running since {since}'
         if last.ended:
             state = 'WARNING' if last.result.startswith('ERROR') else 'OK'
-            text = f'the last run began {since}' if late else f'last run, of {since}: {last.result}'
+            text = f'last run, of {since}: {last.result}'
         elif not goes_on:
             state, text = 'WARNING', f'the last run, of {since}, was interrupted'
         self.found['CRITICAL' if late else state].append(text)
@@ -8062,22 +7679,21 @@ class StatusCheck:
             self.found['OK'].append('failed in it: ' + last.failed)
 
 
-def run_status(line: CommandLine) -> int:
+def run_status(line: CommandLine):
     """The command `status`; return the exit status. Raise VmBackupError, OSError, Interrupted."""
-    status_check = StatusCheck(line.options['max_age'] or '26h')
+    status = StatusCheck(line.options['max_age'] or '26h')
     line.options['ignore_extra_keys'] = 'yes'
-    bounded('backup_dir', status_check.check, line, limit=STATUS_TIMEOUT)
-    told = [dict(state=state, text=text)
-            for state, texts in status_check.found.items() for text in texts]
-    worst, figures = told[0]['state'], status_check.figures
-    if not Console.current.tell(state=worst, findings=told, vms=status_check.vms, figures=figures):
-        Console.current.write(plugin_line(
-            worst, '; '.join(each['text'] for each in told),
-            FIGURES['oldest_seconds' in figures].format(**figures)))
+    bounded('backup_dir', status.check, line, limit=STATUS_TIMEOUT)
+    told = [dict(state=state, text=text) for state, texts in status.found.items() for text in texts]
+    worst, figures = told[0]['state'], status.figures
+    if not Console.current.tell(state=worst, findings=told, vms=status.vms, figures=figures):
+        oldest = OLDEST.format(**figures) if 'oldest_seconds' in figures else ''
+        Console.current.write(plugin_line(worst, '; '.join(each['text'] for each in told),
+                                          FIGURES.format(oldest=oldest, **figures)))
     return STATES.index(worst)
 
 
-def run_check_config(line: CommandLine) -> int:
+def run_check_config(line: CommandLine):
     """The command `check-config`; return the exit status. Raise VmBackupError."""
     config = read_config(line)
     settings = config.settings
@@ -8096,26 +7712,15 @@ def run_check_config(line: CommandLine) -> int:
     if settings.mail_smtp_password_file:
         with tolerating(errors, 'ERROR: config mail_smtp_password_file'):
             read_password_file(settings.mail_smtp_password_file, warnings.append)
-    try:
-        warnings += check_account(settings)
-    except ConfigError as error:
-        errors.append(f'ERROR: config {error}')
     errors += program_problems(settings)
-    for name, path in (('the config', config.path), ('status_log', settings.status_log),
-                       ('report_file', settings.report_file)):
-        is_config = path == config.path                # which says where all else goes
-        place = path if is_config else dirname(path)
-        wrong = path and bounded('the file system', changeable, place, is_config)
+    for path, shares in (config.path, True), (dirname(settings.status_log), False):
+        wrong = bounded('the file system', changeable, path, shares)
         if wrong:
-            warnings.append(f'***WARNING - {name} {path}: {wrong}')
+            warnings.append(f'***WARNING - {path}: {wrong}')
     log(*config.notes, *errors, *warnings)
-    if not any(getattr(settings, f'keep_{name}') for name in ('last', *PERIODS)):
-        log('***NOTE - keep_last=0 and no other keep_ key: the newest good backup of a VM is kept '
-            'all the same')
     if settings.vdi_export_format == 'vhd':
         log(f'***NOTE - vdi_export_format=vhd: {TOO_LARGE} (auto takes raw for those)')
-    log('***NOTE - only a preview tells which VMs these lines choose, and whether password and '
-        'backup_dir are right')
+    log('***NOTE - only a preview tells which VMs are meant, and tries password and backup_dir')
     if errors:
         log('ERROR check-config: errors found (see above)')
     else:
@@ -8123,7 +7728,7 @@ def run_check_config(line: CommandLine) -> int:
     return verdict_of(errors, warnings).status
 
 
-def run_test_mail(line: CommandLine) -> int:
+def run_test_mail(line: CommandLine):
     """The command `test-mail`; return the exit status. Raise VmBackupError."""
     line.options['ignore_extra_keys'] = 'yes'
     settings = open_config(line).config.settings
@@ -8132,7 +7737,6 @@ def run_test_mail(line: CommandLine) -> int:
     log('mail to {1} through {0.mail_smtp_server} port {0.mail_smtp_port}, encryption: {2}, '
         'account: {3}'.format(settings, ', '.join(settings.mail_to), security_of(settings),
                               settings.mail_smtp_user or 'none'))
-    check_account(settings)
     if settings.mail_mode == 'never':
         log('***NOTE - mail_mode=never: a run sends no mail')
     if not send_mail(settings, 'test-mail', ['This is a test: nothing was backed up.'], []):
@@ -8145,10 +7749,9 @@ def run_test_mail(line: CommandLine) -> int:
 # ----------------------------------------------------------------------------------------------
 # 24. Command line: help texts, main
 # ----------------------------------------------------------------------------------------------
-# COMMANDS_HELP is the one source of every command's words, options and help. A line with a name in
-# its first column begins a command: words in <> are wanted, in [] they may be missing, and with ...
-# there may be several. Lines of four blanks have its options: NAME is a flag, NAME=<what> takes any
-# text, NAME=this|that one of these. KEY=<value> stands for all keys of the config file.
+# COMMANDS_HELP is the one source of every command's words, options and help. A line that begins
+# with no blank begins a command: <wanted>, [perhaps], several... Lines of four blanks have its
+# options: a flag, NAME=<any text>, NAME=this|that; KEY=<value> stands for all keys of the config.
 
 USAGE = """Usage:
 {program}  COMMAND [WORDS] [OPTIONS]
@@ -8242,6 +7845,7 @@ list <config-file|backup_dir>
 
 {only}
 {json}
+    format=table|json      the same (default: table)
 {config}
 
   VmBackup.py list /root/night.cfg
@@ -8276,10 +7880,7 @@ restore [<vm|uuid|backup|file>]
     start                  start the VM
     disk=<device|position|name|uuid|all>
                            only this disk of the backup (see extract)
-    attach=<vm|uuid>       a disk: put it on this VM as well; if that runs, to be
-                           read only, until it is detached
-    mode=ro|rw             of attach=: to be read, or written, too
-    force                  write it also beside the original disk
+    attach=<vm|uuid>       a disk: put it on this VM, which has to be halted
     verify=yes|no          no: do not verify the backup first (default: yes)
 {quiet}
 {config}
@@ -8323,21 +7924,24 @@ test-restore <vm-selector|backup>
   VmBackup.py test-restore web from=/root/night.cfg
   VmBackup.py test-restore '.*' from=/mnt/backups sr=scratch quiet
 
-detach <disk>
-  take a disk off a running VM that a restore put there
+stream <vm>
+  write a VM's archive to standard output, for a pipe
 
-  The name or uuid of the disk. It is destroyed, too, if it was there to be read
-  only, on that VM alone, and has no snapshot.
+  It is verified on its way, and cut off where it is damaged. The log goes to
+  standard error. What keeps the archive has to heed the exit status, as in the
+  README's examples with ssh, restic, borg and rclone.
 
-    from=<config-file|backup_dir>
-                           where the backups are
-                           (default: {{backup_dir}})
+    from=<config-file>     whose settings count, such as exclude-disk, and whose
+                           backup_dir records the snapshot (default: this host)
 {quiet}
 {config}
 {login}
 
-  VmBackup.py detach 'db 0-restored-2026-03-01' from=/root/night.cfg
-  VmBackup.py detach 4d9880f5-76b1-4b26-9676-af535f6e602f
+  VmBackup.py stream web quiet > web.xva
+  VmBackup.py stream web from=/root/night.cfg compress=zstd > /mnt/usb/web.xva.zst
+
+  Exit status: 0 the archive is whole, 1 its snapshot may be left in the pool,
+  2 it is not whole, 128+N ended by signal N.
 
 prune <config-file|backup>
   delete backups that no rule of the config keeps
@@ -8517,15 +8121,15 @@ class Command(NamedTuple):
     help: str                  # of several lines, the first of which is what it does
     options: Dict[str, Key]    # its own, and those of the config file
 
-    def usage(self) -> str:
+    def usage(self):
         """Return its words and options in one line."""
         return f'{self.name} {self.words} [options]'.replace('  ', ' ')
 
-    def error(self, text: str, remark: str = '') -> UsageError:
+    def error(self, text, remark=''):
         """Return what is wrong, and where help is."""
         return UsageError(f'{text} ({remark}see VmBackup.py help {self.name})')
 
-    def value(self, name: str, text: str) -> str:
+    def value(self, name, text):
         """Return the value of an option, or of a key of the config file. Raise UsageError."""
         key = self.options[name]
         is_flag = key.allowed == SWITCH
@@ -8541,7 +8145,7 @@ class Command(NamedTuple):
         return text if key is KEY.get(name) else value
 
 
-def read_commands() -> Dict[str, Command]:
+def read_commands():
     """Return the commands that COMMANDS_HELP tells of."""
     commands = {}
     for part in re.split(r'\n\n(?=[a-z])', COMMANDS_HELP.strip('\n')):
@@ -8549,8 +8153,7 @@ def read_commands() -> Dict[str, Command]:
         name, _, words = head.partition(' ')
         rest = rest.format(**OPTIONS_HELP).format(backup_dir=KEY['backup_dir'].default)
         options = {}           # type: Dict[str, Key]
-        for option, allowed in findall(r'^ {4}([a-z][a-z0-9_-]*|KEY)(?:=(\S+))?(?: |$)', rest,
-                                       MULTILINE):
+        for option, allowed in findall(r'(?m)^ {4}([a-z][a-z0-9_-]*|KEY)(?:=(\S+))?(?: |$)', rest):
             option = option.replace('-', '_')
             allowed = allowed.replace('|', ', ') or SWITCH
             options[option] = Key(option, '', '' if allowed.startswith('<') else allowed)
@@ -8563,7 +8166,7 @@ def read_commands() -> Dict[str, Command]:
 COMMANDS = read_commands()
 
 
-def value_text(name: str, config: Config) -> str:
+def value_text(name, config: Config):
     """Return what a config file says for a key's value, wherever it is read. Raise ConfigError."""
     value, place = config.given[name]
     if CONVERSIONS.get(name) is absolute:
@@ -8576,9 +8179,8 @@ def value_text(name: str, config: Config) -> str:
     raise ConfigError(f'no config file can hold this: {name}={value} ({place})')
 
 
-def run_config(line: CommandLine) -> int:
-    """Print a config file that says the same, or one to begin with; return the exit status. Raise
-    ConfigError."""
+def run_config(line: CommandLine):
+    """Print the same config, or one to begin with; return the exit status. Raise ConfigError."""
     config, text = open_config(line).config, CONFIG_HEAD
     for key in KEYS:
         meaning = sub('^ +', '# ', key.meaning, flags=MULTILINE)
@@ -8593,55 +8195,50 @@ def run_config(line: CommandLine) -> int:
     return SUCCESS.status
 
 
-def run_help(line: CommandLine) -> int:
+def run_help(line: CommandLine):
     """The commands `help` and `example`; return the exit status. Raise UsageError."""
-    topic = line.word or line.command
-    commands = '\n'.join(f'  {name:22s}{command.help.splitlines()[0]}'
-                         for name, command in COMMANDS.items())
-    texts = dict(help=MAIN_HELP.format(version=VERSION, commands=commands), example=EXAMPLES,
-                 version=f'VmBackup.py {VERSION}\n')
-    if topic not in texts:
-        if topic not in COMMANDS:
-            raise UsageError(f'no command: {topic}{nearest(topic, COMMANDS)} (see VmBackup.py '
-                             'help)')
-        text = f'Usage: VmBackup.py {COMMANDS[topic].usage()}\n\n{COMMANDS[topic].help}\n'
+    word = line.word or line.command
+    shown = '\n'.join(f'  {name:22s}{each.help.splitlines()[0]}' for name, each in COMMANDS.items())
+    text = dict(help=MAIN_HELP.format(version=VERSION, commands=shown), example=EXAMPLES,
+                version=f'VmBackup.py {VERSION}\n').get(word)
+    if not text:
+        if word not in COMMANDS:
+            raise UsageError(f'no command: {word}{nearest(word, COMMANDS)} (see VmBackup.py help)')
+        text = f'Usage: VmBackup.py {COMMANDS[word].usage()}\n\n{COMMANDS[word].help}\n'
         if 'Exit status' not in text:
             text += '\n' + MAIN_HELP.splitlines()[-1] + '\n'
-        texts[topic] = text
-    Console.current.write(texts[topic])
+    Console.current.write(text)
     return SUCCESS.status
 
 
-RUNS = {
-    'backup': run_backup, 'preview': run_backup, 'list': run_list, 'verify': run_verify,
-    'restore': run_restore, 'extract': run_extract, 'detach': run_detach,
-    'test-restore': run_test_restore, 'prune': run_prune, 'protect': run_protect,
-    'unprotect': run_protect, 'status': run_status, 'check-config': run_check_config,
-    'test-mail': run_test_mail, 'create-password-file': run_create_password_file,
-    'config': run_config, 'example': run_help,
-    'help': run_help}      # type: Dict[str, Callable[[CommandLine], int]]
+RUNS = {'backup': run_backup, 'preview': run_backup, 'list': run_list, 'verify': run_verify,
+        'restore': run_restore, 'extract': run_extract, 'test-restore': run_test_restore,
+        'stream': run_stream, 'prune': run_prune, 'protect': run_protect,
+        'unprotect': run_protect, 'status': run_status, 'check-config': run_check_config,
+        'config': run_config, 'test-mail': run_test_mail, 'example': run_help,
+        'create-password-file': run_create_password_file, 'help': run_help}
 
 
-def misplaced(word: str, line: Texts) -> UsageError:
+def misplaced(word, line: Texts):
     """Return what tells of a command that does not come first, and of the line that was meant. A
     first word that is neither a command nor there as a file may be a password."""
     command = COMMANDS[word]
     first, *rest = line
     rest.remove(word)
     meant = [word, *map(shell_word, rest)]
+    file = shell_word(first) if names_file(first) else ''
     if not parse_command(command, [word, *rest]).words:
-        meant.insert(1, shell_word(first) if names_file(first) else command.words)
+        meant.insert(1, file or command.words)
     elif first not in ('local', *COMMANDS) and 'password_file' in command.options:
-        meant.append('password-file=FILE')
+        meant.append('password-file=' + (file or 'FILE'))
     if first == 'preview' and first in command.options:
         meant.append(first)
     return UsageError(f'{word} is a command and comes first: VmBackup.py {" ".join(meant)} (a VM '
                       f'that is called so is vm-export={word}, a file ./{word})')
 
 
-def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
-    """Return what the words behind a command, and behind what it is about, say, with all that is
-    wrong in them."""
+def parse_command(command: Command, line: Texts, *about):
+    """Return what the words behind a command and what it is about say, and what is wrong there."""
     rest, words = list(line[1 + len(about):]), list(about)
     options = {name: '' for name, key in command.options.items() if key is not KEY.get(name)}
     keys, only, wrong = {}, [], []     # type: Strings, List[str], List[UsageError]
@@ -8677,13 +8274,12 @@ def parse_command(command: Command, line: Texts, *about: str) -> CommandLine:
     if len(words) > command.words.count('<') and (about or not command.words.endswith('...')):
         wrong.append(command.error(f'one word too many behind {command.name} {command.words}'))
     if not all(words) or command.words.startswith('<') and not words:
-        wrong.append(UsageError(f'usage: VmBackup.py {command.usage()} (a word is missing or '
-                                'empty)'))
+        wrong.append(UsageError(f'usage: VmBackup.py {command.usage()} (a missing or empty word)'))
     return CommandLine(command.name, '', tuple(words), options, keys, tuple(only),
                        'run it in dom0, or give password-file=FILE', wrong)
 
 
-def parse_words(words: Texts) -> CommandLine:
+def parse_words(words: Texts):
     """Divide a command line into its parts, among which is what is wrong with it."""
     first, second = [*words, ''][:2]
     name, equals, value = second.partition('=')
@@ -8697,8 +8293,7 @@ def parse_words(words: Texts) -> CommandLine:
     if second in COMMANDS:
         line.wrong.insert(0, misplaced(second, words))
     elif not first:
-        line.wrong.insert(0, UsageError('the first word, a password, a file with it, or local, is '
-                                        'empty'))
+        line.wrong.insert(0, UsageError('the first word (a password, its file or local) is empty'))
     if first == 'local':
         return line
     doubt = nearest(first, COMMANDS, 'did you mean `{}`?')
@@ -8707,7 +8302,7 @@ def parse_words(words: Texts) -> CommandLine:
     return line._replace(password=first, doubt=doubt)
 
 
-def plain_words(words: Texts) -> Texts:
+def plain_words(words: Texts):
     """Return a command line as it is, or one that asks for help in any way as `help` ..."""
     if len(words) == 1 and words[0].lower() in ('help', 'example', 'config'):
         return [words[0].lower()]
@@ -8715,7 +8310,7 @@ def plain_words(words: Texts) -> Texts:
     commands = [word for word in before if word in COMMANDS][:1]
     if {'-h', '--help'}.intersection(map(str.lower, before)):
         return ['help', *commands]
-    if words[:1] in (['--version'], ['version']):
+    if words[:1] == ['--version'] or words == ['version']:
         return ['help', 'version']
     if commands and words[0].startswith('--'):
         name = words[0][2:].partition('=')[0].lower().replace('-', '_')
@@ -8725,7 +8320,7 @@ def plain_words(words: Texts) -> Texts:
     return words
 
 
-def tell_end(reason: str, console: Console) -> None:
+def tell_end(reason, console: Console):
     """Log what ended a command; where nobody can read that, tell the system's log."""
     with suppress(TargetError):                        # nobody reads what we print
         bounded('the output', log, reason)
@@ -8734,21 +8329,22 @@ def tell_end(reason: str, console: Console) -> None:
         syslog.syslog(syslog.LOG_ERR, ', '.join(list(console.lines)[-2:]))
 
 
-def heed(line: CommandLine, console: Console) -> None:
+def heed(line: CommandLine, console: Console):
     """Have the console print as a command line asks for, whatever is wrong with it."""
     command = 'preview' if line.options.get('preview') else line.command
-    if line.options.get('json') and command != 'backup':
+    wanted = line.options.get('json') or line.options.get('format') == 'json'
+    if wanted and command != 'backup':
         console.document = dict(
             schema=1, version=VERSION, command=command, host=this_host(), when=iso(now()),
             exit_status=0, error='', errors=[], warnings=[], notes=[])
-    data = command in ('config', 'status') or line.options.get('to') == '-'
+    data = command in ('config', 'status', 'stream') or line.options.get('to') == '-'
     if console.document or data:                       # which a program reads
         console.stream = console.errors
     console.quiet = line.options.get('quiet') == 'yes'
     console.terminal = console.stream and console.stream.isatty() and not console.quiet
 
 
-def perform(words: Texts, program: str, console: Console) -> int:
+def perform(words: Texts, program, console: Console):
     """Do what a command line asks for, or tell why it cannot be done; return the exit status."""
     Console.current, signals = console, Signals.current
     line, reason = CommandLine(), ''
@@ -8785,12 +8381,10 @@ def perform(words: Texts, program: str, console: Console) -> int:
     return status
 
 
-def main(argv: Texts) -> int:
+def main(argv: Texts):
     """Run; return the exit status."""
-    streams = []
-    for stream in sys.stdout, sys.stderr:
-        buffer = getattr(stream, 'buffer', None)
-        streams.append(getattr(buffer, 'raw', buffer))
+    buffers = [getattr(stream, 'buffer', None) for stream in (sys.stdout, sys.stderr)]
+    streams = [getattr(buffer, 'raw', buffer) for buffer in buffers]
     words = [os.fsencode(word).decode('utf-8', 'surrogateescape') for word in argv]
     with Signals().handled():
         return perform(words[1:], words[0], Console(*streams))

@@ -85,8 +85,7 @@ class WhatItShows(CheckCase):
 
 class WhatIsWrong(CheckCase):
     def test_what_is_said_of_the_lines_of_a_config(self):
-        log, none = self.at('log'), '***NOTE - keep_last=0 and no other keep_ key: the newest ' \
-            'good backup of a VM is kept all the same'
+        log = self.at('log')
         for status, lines, said in (
                 (0, ('vm-export=db', 'exclude=[ab].*'), []),
                 (2, ('vm-export=db', 'rubbish', 'bogus=secret'), [
@@ -104,9 +103,6 @@ class WhatIsWrong(CheckCase):
                          'ERROR: config report_file would replace another file of this run -> '
                          './log (own.cfg line 3)']),
                 (0, ('vm-export=db', 'status_log=' + log, 'report_file=' + log + '.report'), []),
-                (0, ('vm-export=db', 'keep_last=0'), [none]),
-                (0, ('vm-export=db', 'keep_last=0', 'keep_weekly=1'), []),
-                (0, ('vm-export=db', 'keep_last=1'), []),
                 (0, ('vm-export=tag:db', 'exclude=tag:d('), [])):
             with self.subTest(lines):
                 self.assertEqual(said, self.told(status, *lines))
@@ -132,8 +128,7 @@ class WhatIsWrong(CheckCase):
     def test_a_hook_that_cannot_be_executed(self):
         path = self.at('hook')
         line = ['ERROR: config hook is not a program -> hook']
-        self.assertEqual(['ERROR: config hook does not exist -> hook'],
-                         self.told(2, 'vm-export=db', 'hook=' + path))
+        self.assertEqual(line, self.told(2, 'vm-export=db', 'hook=' + path))
         self.put_file(path, '#!/bin/sh\ntouch "$0".ran\n')
         self.assertEqual(line, self.told(2, 'vm-export=db', 'hook=' + path))
         os.chmod(path, 0o700)
@@ -195,25 +190,24 @@ class WhatIsWrong(CheckCase):
                     (2, 'hook=' + hook, 'ERROR: config hook is not safe -> all/hook'),
                     (1, 'mail_smtp_password_file=' + self.at('all/pass'),
                      '***WARNING - password file all/pass'),
-                    (1, 'status_log=' + self.at('all/log'), '***WARNING - status_log all/log'),
-                    (1, 'report_file=' + self.at('all/x'), '***WARNING - report_file all/x')):
+                    (1, 'status_log=' + self.at('all/log'), '***WARNING - all')):
                 said = self.told(status if mode == 0o777 else 0, 'vm-export=db', line)
                 self.assertEqual([told + ': others may change all (chown root all; chmod go-w all)'
                                   ] if mode == 0o777 else [], said)
             path = self.put_file('all/cfg', 'vm-export=db\n')
             lines = self.check(mode == 0o777, path)
-            self.assertEqual(mode == 0o777, any('the config %s: others' % path in line
+            self.assertEqual(mode == 0o777, any('***WARNING - %s: others' % path in line
                                                 for line in lines))
 
     def test_a_program_to_compress_with_that_is_not_here(self):
         os.environ['PATH'], path = self.directory, os.environ['PATH']
         self.addCleanup(os.environ.update, PATH=path)
         self.assertEqual(
-            ['ERROR: config compress -> zstd: no program zstd to verify it with (install it, or '
-             'set verify=no)'], self.told(2, 'vm-export=db', 'compress=zstd'))
+            ['ERROR: config compress -> zstd: no program zstd on this host (install it)'],
+            self.told(2, 'vm-export=db', 'compress=zstd'))
         self.assertEqual(
-            ['ERROR: config vdi_compress -> gzip: no program gzip to compress with (install it, '
-             'or set vdi_compress=none)'], self.told(2, 'vdi-export=db', 'vdi_compress=gzip'))
+            ['ERROR: config vdi_compress -> gzip: no program gzip on this host (install it)'],
+            self.told(2, 'vdi-export=db', 'vdi_compress=gzip'))
         self.assertEqual([], self.told(0, 'vm-export=db', 'compress=zstd', 'verify=no'))
 
     def test_the_file_of_the_mail_password(self):

@@ -16,6 +16,14 @@ from tests.tools.support import PoolCase
 
 MIB = 1 << 20
 SIZES = [2 * MIB + SMALL, 3 * MIB + 512, SMALL]
+# What is in the archives of KINDS.
+DISKS = {
+    'one small disk': dict(sizes=[SMALL]), 'an odd last chunk': dict(sizes=[MIB + SMALL + 1]),
+    'SHA-1': dict(sizes=[SMALL, SMALL + 512]), 'keep-alive members': dict(sizes=[2 * MIB + SMALL]),
+    'several disks': dict(sizes=[SMALL, MIB, 512, SMALL]), 'no disks': dict(sizes=[]),
+    'chunks left out': dict(sizes=[4 * MIB + SMALL]), 'several': dict(sizes=SIZES),
+    'a disk of zeros': dict(sizes=[2 * MIB + 512], fill=0),
+    'a suspend image': dict(sizes=[SMALL], suspended=True)}
 
 
 def content(image):
@@ -48,15 +56,8 @@ class Kinds(ExtractCase):
     """Each disk of each kind of archive and image is, byte for byte, what was backed up."""
 
     def test_archives(self):
-        numbered = dict(KINDS, several=lambda: plain(SIZES))
-        for kind, make in numbered.items():
-            disks = [image for _, image in described(*{
-                'one small disk': ([SMALL],), 'an odd last chunk': ([MIB + SMALL + 1],),
-                'SHA-1': ([SMALL, SMALL + 512],), 'keep-alive members': ([2 * MIB + SMALL],),
-                'several disks': ([SMALL, MIB, 512, SMALL],), 'no disks': ([],),
-                'chunks left out': ([4 * MIB + SMALL],), 'a disk of zeros': ([2 * MIB + 512], False,
-                                                                             None, 0),
-                'a suspend image': ([SMALL], True), 'several': (SIZES,)}[kind])[1]]
+        for kind, make in dict(KINDS, several=lambda: plain(SIZES)).items():
+            disks = [image for _, image in described(**DISKS[kind])[1]]
             if kind == 'chunks left out':
                 for index in (1, 2):
                     disks[0].write(index * MIB, bytes(MIB))
@@ -85,7 +86,8 @@ class Kinds(ExtractCase):
                 for ending in ('', '.gz'):
                     with self.subTest(name, size=size, ending=ending):
                         path = self.put_file(name + ending, gzip.compress(data) if ending else data)
-                        found, told = self.streamed(0, path, 'sha256=yes')
+                        found, told = self.streamed(0, os.path.basename(path), 'sha256=yes')
+                        self.assertEqual(found, self.streamed(0, path)[0])
                         self.assertEqual(content(image), found)
                         self.assertIn(hashlib.sha256(found).hexdigest(), told)
 
@@ -122,6 +124,21 @@ class Reading(ExtractCase):
             size = sum(len(data) for _, data in VmBackup.disk_in('.xva', reader, None, disk.id))
         self.assertEqual(8 * MIB, size)
         self.assertLess(read() - before, 1.05 * 8 * MIB)
+
+    def test_a_vhd_with_more_blocks_than_its_disk_has_is_damaged(self):
+        data = bytearray(vhd(archive.Image.sample(9 * MIB, 'longer', 1)))
+        for at in 0, len(data) - 512:
+            data[at + 40:at + 56] = struct.pack('>QQ', 5 * MIB, 5 * MIB)
+            data[at + 64:at + 68] = bytes(4)
+            data[at + 64:at + 68] = struct.pack('>I', ~sum(data[at:at + 512]) & 0xffffffff)
+        path = self.put_file('long.vhd', bytes(data))
+        _, told = self.streamed(2, path)
+        self.assertIn('is behind the end of its disk', told)
+
+    def test_an_unnamed_disk_among_several_is_not_meant_by_no_word(self):
+        path = self.put_file('sleeping.xva', plain([SMALL], suspended=True))
+        line = self.extract(2, path, 'to=' + self.out('x'))[-1]
+        self.assertIn('disk= is not one disk of the backup (there are: ', line)
 
     def test_damage_is_noticed_wherever_it_is_and_leaves_no_file(self):
         good = plain(SIZES[:1])
@@ -165,7 +182,7 @@ class Words(MadeCase, ExtractCase):
             target += '/xvda.raw' if word == 'all' else ''
             self.assertIn('extracted: %s, ' % target, line)
             with open(target, 'rb') as stream:
-                vm = 'db' if 'db' in what else 'web'
+                vm = 'db' if what in ('db', self.db) else 'web'
                 self.assertEqual(self.digest(vm), hashlib.sha256(stream.read()).hexdigest())
 
     def test_what_is_wrong_is_one_line_and_nothing_is_written_over(self):
@@ -173,11 +190,13 @@ class Words(MadeCase, ExtractCase):
         self.put_file(self.out('cut.partial'), 'mine, too')
         config = self.config()
         for words, text in (
-                (('web', 'disk=xvdx', 'to=/x'), 'no disk xvdx in the backup (there are: xvda, '),
-                (('web', 'disk=xvda'), 'where to? (add to=FILE'),
-                (('web', 'to=' + there), there + ': is there already'),
-                (('web', 'to=' + self.out('cut')), 'cut.partial: exists'),
-                (('web', 'to=' + self.at('missing', 'x')), 'No such file or directory'),
+                (('web', 'disk=xvdx', 'to=/x'),
+                 'disk=xvdx is not one disk of the backup (there are: xvda, '),
+                (('web', 'disk=xvda'), 'where to? (to=FILE'),
+                (('web', 'to=/x'), 'disk= is not one disk of the backup (there are: xvda, '),
+                (('web', 'disk=0', 'to=' + there), there + ': is there already'),
+                (('web', 'disk=0', 'to=' + self.out('cut')), 'cut.partial: File exists'),
+                (('web', 'disk=0', 'to=' + self.at('missing', 'x')), 'No such file or directory'),
                 (('nobody', 'to=' + self.out('x')), 'no such backup or file, or VM in '),
                 ((), 'usage: VmBackup.py extract')):
             with self.subTest(words):
@@ -209,7 +228,7 @@ class Words(MadeCase, ExtractCase):
     def test_a_closed_pipe_and_a_full_one_end_it_with_an_error(self):
         for target, text in (('/dev/full', 'No space left on device'),):
             with open(target, 'wb') as stream:
-                child = self.start_with(('extract', self.web, 'to=-'), stdout=stream,
+                child = self.start_with(('extract', self.web, 'disk=0', 'to=-'), stdout=stream,
                                         stderr=subprocess.PIPE)
                 _, told = child.communicate(timeout=60)
             self.assertEqual(2, child.returncode)
@@ -254,7 +273,13 @@ class Partitions(ExtractCase):
         bare[:4], bare[510:512] = b'XFSB', b'\x55\xaa'
         endless[510:512] = b'\x55\xaa'
         endless[446:462] = struct.pack('<4xB3xII', 5, 0, 7)
-        for data, expected in ((disk, ['GPT partition table', '1: 50.0 KiB at byte 51200: FAT']),
+        lies = bytearray(disk)
+        lies[584:592] = struct.pack('<Q', 1 << 60)
+        begins = bytearray(disk)
+        begins[1024 + 160:1024 + 176] = struct.pack('<QQ', 1 << 63, (1 << 63) + 9)
+        for data, expected in ((lies, ['GPT partition table']), (begins, ['GPT partition table']),
+                               (disk[:580], ['GPT partition table']),
+                               (disk, ['GPT partition table', '1: 50.0 KiB at byte 51200: FAT32']),
                                (bare, ['no partition table', '1: 1.0 MiB at byte 0: xfs']),
                                (endless, ['MBR partition table']),
                                (bytes(MIB), ['no partition table',

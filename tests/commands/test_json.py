@@ -68,9 +68,11 @@ class Documents(SavedCase):
         for status, words, error, kind, text in (
                 (0, 'list %s json' % good, '', '', ''),
                 (0, 'list %s --json=yes' % self.backups, '', '', ''),
+                (0, 'list %s --format json' % self.backups, '', '', ''),
+                (2, 'list %s format=json' % missing, '', 'errors', 'no backup found: vm-export=g'),
                 (1, 'list %s --json' % pattern, '', 'warnings', 'no backup found: vm-export=noth'),
                 (2, 'list %s json' % missing, '', 'errors', 'no backup found: vm-export=g'),
-                (2, 'list %s json' % strange, 'in config_load', 'errors', 'unexpected config key'),
+                (2, 'list %s json' % strange, 'unexpected config key', 'errors', 'unexpected'),
                 (2, 'list --json', 'usage: VmBackup.py list', 'errors', 'usage: '),
                 (2, 'list %s --jason --json' % good, 'unknown option: --jason', 'errors', ''),
                 (2, 'list %s json' % nowhere, 'config backup_dir does not exist', 'errors', ''),
@@ -187,9 +189,9 @@ class Documents(SavedCase):
 
     def test_a_bug_is_told(self):
         for status, words, name in (
-                (2, ('list', self.backups), 'table_of'), (2, ('list', self.backups), 'others_in'),
+                (2, ('list', self.backups), 'table_of'), (2, ('list', self.backups), 'document_of'),
                 (3, ('status', self.config(*self.both)), 'select_histories'),
-                (2, ('verify', self.backups), 'histories_in'),
+                (2, ('verify', self.backups), 'select_histories'),
                 (2, ('password', self.config(*self.both), 'preview'), 'program_problems')):
             if name == 'table_of':                 # which prints no JSON
                 self.assertIn('"schema"', self.vmbackup(*words, 'json').output)

@@ -375,10 +375,10 @@ class Memory(unittest.TestCase):
         reader = Long(count, 99)
         read_chunk = reader.read_chunk
 
-        def marked(name, size):
+        def marked(name, size, *more):
             if name.endswith(('/00001000', '/%08d' % ((count - 10) * 100))):
                 marks.append((sys.getallocatedblocks(), resident()))
-            read_chunk(name, size)
+            read_chunk(name, size, *more)
         reader.read_chunk = marked
         self.assertEqual('checksums', reader.read().proved)
         (blocks, memory), (blocks_later, memory_later) = marks

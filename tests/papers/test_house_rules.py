@@ -70,11 +70,10 @@ FURTHER_EFFECTS = '''print input exec eval __import__ sys.stdout sys.stderr sys.
     time.sleep random'''
 ALL_EFFECTS = ' '.join([effect.names for effect in EFFECTS] + [FURTHER_EFFECTS])
 
-# Of the lines 396 are constants of help text, which do not count. Beside them 8,000 lines, 65,000
-# nodes and 560 functions are the ceilings: what is above them has still to be paid back, and these
-# numbers only go down.
-LINES, SECTION_LINES, FUNCTION_LINES, PARAMETERS, LEVELS = 8739, 700, 60, 6, 4
-NODES, STATEMENT_NODES, FUNCTIONS, MEDIAN_LINES = 66892, 11.0, 575, 12
+# Ceilings: 8,000 lines beside 434 of constants of help text, 65,000 nodes, 560 functions. A feature
+# that needs more pays it back in the same change.
+LINES, SECTION_LINES, FUNCTION_LINES, PARAMETERS, LEVELS = 8434, 700, 60, 6, 4
+NODES, STATEMENT_NODES, FUNCTIONS, MEDIAN_LINES = 65000, 11.0, 560, 12
 
 # Not in Python 3.6, or no more in new ones, as identifiers wherever they stand.
 FOREIGN = set('''dataclasses dataclass capture_output nullcontext ThreadingHTTPServer missing_ok

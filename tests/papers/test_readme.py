@@ -64,7 +64,7 @@ UNIFORM = (
     (r'\b[0-9A-F]{16}\b', 'CHECKSUM'),
     (r'\S*/simpool-[0-9a-f]{8}/bin/xe\b', '/opt/xensource/bin/xe'),
     (r',%s,(begin|end)\b' % re.escape(HOST), r',xen1,\1'),
-    (r'^.* - \*\*\*NOTE - backup_dir \S+ is on the root file system of this host\n', ''),
+    (r'^.* - \*\*\*NOTE - backup_dir \S+ is on the root file system of dom0\n', ''),
     (r'\bMETADATA_%s\b' % re.escape(HOST), 'METADATA_xen1'),
     (r'running on %s \.\.\.' % re.escape(HOST), 'running on xen1 ...'),
     (r'\.run-%.30s-([\w.]+)-[0-9a-f]{8}' % re.escape(HOST), r'.run-xen1-\1-1f0c9a27'),
@@ -543,7 +543,7 @@ class Troubles(PoolCase):
             self.fault(verb, 'refuse', times=0, error=['SR_BACKEND_FAILURE_46', '', '', ''])
         return [self.says('vm-export=db') for _ in range(3)][-1]
 
-    @prints('to verify it with', 'cannot start /opt/xensource/bin/xe', 'XenAPI.py is missing')
+    @prints('no program', 'cannot start /opt/xensource/bin/xe', 'XenAPI.py is missing')
     def programs_and_modules_are_missing(self):
         before = self.previews(self.config('vm-export=db', compress='zstd'), PATH='/nosuch')
         before += self.back_up('vm-export=db', VMBACKUP_XE='/nosuch/xe').output

@@ -34,9 +34,9 @@ ROWS = {
     'extract': Row('vm-export={vm} from={config}', 'disk: xvda, position 0, '),
     'test-restore': Row('vm-export={vm} from={config}', 'can be restored',
                         former='local test-restore={vm} from={config}'),
-    'detach': Row('nothing from={config}', 'no disk nothing that restore has attached', 2),
+    'stream': Row('vm-export={vm}', 'standard output gets the archive alone', 2),
     'prune': Row('{config} preview',
-                 'VmBackup prune preview ended - Success'),
+                 'VmBackup prune ended - Success'),
     'protect': Row('{backup}', 'protected: '),
     'unprotect': Row('{backup}', 'unprotected: '),
     'status': Row('{config} max_age=2d', 'VMBACKUP OK'),
@@ -220,6 +220,7 @@ class Help(unittest.TestCase):
         self.assertLessEqual(len(page.splitlines()), 36)
         for words in (['--version'], ['version'], ['--version', 'list']):
             self.assertEqual((0, 'VmBackup.py %s\n' % VmBackup.VERSION), said(*words))
+        self.assertEqual('version', parsed('version', 'x.cfg').password)
         for word, start in (('CONFIG', '# Usage-config-file: '), ('Example', 'Usage-examples:')):
             self.assertTrue(said(word)[1].startswith(start))
         self.assertGreater(len(self.examples(said('example')[1])), 8)
@@ -269,7 +270,7 @@ class Wrong(PoolCase):
                 if pasted and path in meant and command.words and 'web' not in meant:
                     self.assertEqual(name, parsed(*shlex.split(pasted.group(1))).command)
         self.refused(['backup', '--quiet', 'list'], 'list is a command')
-        self.refused([path, 'backup', 'x.cfg'], 'backup x.cfg password-file=FILE (')
+        self.refused([path, 'backup', 'x.cfg'], 'backup x.cfg password-file=%s (' % path)
         self.refused(['preview', 'prune', path], 'VmBackup.py prune %s preview (' % path)
 
     def test_no_password_is_shown_whatever_follows_it_also_as_json(self):

@@ -193,14 +193,13 @@ class Prune(RetentionCase):
         before = self.tree()
         done = self.command(0, 'prune', config, 'preview')
         self.assertEqual(before, self.tree())
-        self.assertEqual([os.path.join(self.backups, 'web') +
-                          ': keep_last=2 keep_daily=3 keep_weekly=2'] + [
+        self.assertEqual([os.path.join(self.backups, 'web')] + [
             '  delete backup-2026-01-%02d-(03:00:00)' % day for day in range(1, 11)] + [
             '  keep   backup-2026-01-11-(03:00:00) (weekly)',
             '  keep   backup-2026-01-12-(03:00:00) (daily)',
             '  keep   backup-2026-01-13-(03:00:00) (last, daily)',
             '  keep   backup-2026-01-14-(03:00:00) (last, daily, weekly)',
-            'VmBackup prune preview ended - Success - 4 kept, 10 would be deleted (0 bytes)'],
+            'VmBackup prune ended - Success - 4 kept, 10 would be deleted (0 bytes)'],
             done.lines)
         done = self.command(0, 'prune', config)
         self.assertIn('VmBackup prune ended - Success - 4 kept, 10 deleted (0 bytes)', done.lines)
@@ -220,7 +219,7 @@ class Prune(RetentionCase):
             self.command(0, 'prune', self.config(*lines, **keys), *words)
             self.assertEqual(left, (self.days('web'), self.days('db')))
         done = self.command(2, 'prune', self.config('vm-export=web'), 'vm=db')
-        self.assertIn('ERROR vm=db is none of the VMs that are selected', done.lines)
+        self.assertIn('ERROR vm=db is none of the VMs that are selected and found', done.lines)
 
     def test_failures_and_what_is_not_ours_stay(self):
         self.made('web', 1, 2)
@@ -252,8 +251,8 @@ class Prune(RetentionCase):
         self.made('web', 1, 2, 3)
         for line in ('vm-export=tag:prod:5', 'exclude=tag:prod', 'vm-export=uuid:' + '0' * 8):
             done = self.command(2, 'prune', self.config('vm-export=.*:1', line))
-            self.assertRegex(done.output, 'ERROR .*/web: its newest backup does not record the '
-                             '(tag|uuid) of the VM: not touched')
+            self.assertRegex(done.output, 'ERROR .*/web: not touched, as its newest backup records '
+                             'no (tag|uuid) of it')
         self.assertEqual([1, 2, 3], self.days('web'))
 
     def test_bad_input_deletes_nothing(self):
@@ -301,7 +300,7 @@ class Protected(RetentionCase):
         self.assertEqual([1, 3, 4, 5], self.days('web'))
         self.vmbackup('password', config)
         self.assertEqual([1, 4, 5], self.days('web'))
-        self.assertIn('yes', self.vmbackup('list', self.backups).output)
+        self.assertIn('  protected\n', self.vmbackup('list', self.backups).output)
         self.command(0, 'unprotect', os.path.relpath(paths[0], self.directory))
         self.command(0, 'prune', config)
         self.assertEqual([4, 5], self.days('web'))
@@ -320,7 +319,7 @@ class Protected(RetentionCase):
         with unittest.mock.patch('os.stat', stale), self.assertRaises(OSError):
             VmBackup.is_there(backup.file('protected'))
         with unittest.mock.patch('os.stat', stale):
-            found = store_at(self.backups).history('web').with_intent()
+            found = list(store_at(self.backups).history('web').with_intent())
         self.assertEqual([path], [backup.path for backup in found])
         with unittest.mock.patch('os.scandir', side_effect=error), self.assertRaises(OSError):
             backup.files()

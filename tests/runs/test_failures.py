@@ -328,7 +328,7 @@ class FailuresOfTheRun(FailureCase):
         rc, no_file = self.put_file('.bashrc', 'PS1=#\n'), 'is not a regular file'
         self.addCleanup(lambda: self.assertEqual('PS1=#\n', self.read(rc)))
         yield self.at('.bashrc', 'status.log'), 'Not a directory'
-        yield self.directory, 'is a directory'
+        yield self.directory, no_file
         yield '/dev/full', no_file
         for make, reason in ((os.symlink, 'is a symbolic link'),
                              (os.link, 'has another name, too (a hard link)')):

@@ -18,7 +18,7 @@ case $1 in
 esac
 '''
 FAILURES = {'exit 1': 'exit status 1', 'exit 255': 'exit status 255',
-            'kill -9 $$': 'ended by signal 9'}
+            'kill -9 $$': 'exit status -9'}
 PHASES = ('job-init', 'job-start', 'backup-start', 'backup-end', 'job-end', 'log-end')
 STUBBORN = 'trap "" TERM; sleep 300 & echo child $!; : >stubborn; wait'
 UNTIL = 'until [ -e go-%s ]; do sleep 0.02; done; echo to the end'
@@ -293,7 +293,7 @@ class Failures(HookCase):
     def test_backup_start_fails_its_vm_and_no_other(self):
         done = self.ends_hooked(2, 'ERROR,S:1 W:0 E:1', 'vdi-export=web', 'vm-export=db',
                                 backup_start='[ "$VMBACKUP_VM" != web ] || kill -9 $$')
-        self.assertIn('ERROR vdi-export HOOK-FAIL web: hook backup-start failed: ended by signal 9',
+        self.assertIn('ERROR vdi-export HOOK-FAIL web: hook backup-start failed: exit status -9',
                       done.lines)
         self.assertIn('vdi-export,end,HOOK-FAIL web', self.status())
         self.assert_phases('job-init', 'job-start', 'backup-start web', 'backup-abort web',
@@ -362,12 +362,15 @@ class Failures(HookCase):
 class Timeouts(HookCase):
     def test_one_that_does_not_end_is_ended_with_all_that_it_started(self):
         self.script = self.changed_script(REAP_TIMEOUT=0.2)
-        for phase, status, result in (('job_init', 2, 'ERROR,S:0 W:0 E:1'),
-                                      ('backup_end', 1, 'WARNING,S:0 W:1 E:0')):
-            with self.subTest(phase):
-                done = self.run_hooked('vm-export=db', 'hook_timeout=0.005', **{phase: STUBBORN})
+        child_alone = '(%s) & wait' % STUBBORN         # what began it ends at once
+        for phase, text, status, result in (
+                ('job_init', STUBBORN, 2, 'ERROR,S:0 W:0 E:1'),
+                ('job_init', child_alone, 2, 'ERROR,S:0 W:0 E:1'),
+                ('backup_end', STUBBORN, 1, 'WARNING,S:0 W:1 E:0')):
+            with self.subTest((phase, text)):
+                done = self.run_hooked('vm-export=db', 'hook_timeout=0.005', **{phase: text})
                 self.assert_ended(done, status, result)
-                self.assertIn('hook %s failed: still running after 0.005 minutes (hook_timeout)'
+                self.assertIn('hook %s failed: still running after 0.3 seconds: '
                               % phase.replace('_', '-'), done.output)
                 self.assertFalse(lives(self.child_in(done)))
 

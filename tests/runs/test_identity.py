@@ -69,7 +69,7 @@ class Rotation(IdentityCase):
         line, = [line for line in done.lines if whose in line]
         *words, preview = line.partition('go: ')[2].rstrip(')').split()
         self.assertEqual(('vm=uuid:' + self.first, 'preview'), (words[-1], preview))
-        self.assertIn('    of another VM, ' + self.first,
+        self.assertIn('  of another VM, ' + self.first,
                       self.vmbackup('list', self.backups).output)
         self.assertIn('2 kept, 2 would be deleted', self.command(0, *words, 'preview').output)
         self.command(0, *words)
@@ -101,7 +101,7 @@ class Rotation(IdentityCase):
         self.assertEqual([2, 3], self.kept())
         self.assertNotIn('left alone', done.output)
         self.assertEqual([self.first], self.manifest('web')['earlier'])
-        self.assertIn('    of an earlier VM of this name, ' + self.first,
+        self.assertIn('  of an earlier VM of this name, ' + self.first,
                       self.vmbackup('list', self.backups).output)
         self.command(0, 'prune', self.config('vm-export=web', max_backups=1))
         self.assertEqual([3], self.kept())

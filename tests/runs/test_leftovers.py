@@ -131,6 +131,16 @@ class Records(LeftoverCase):
         self.ends(0, 'vdi-export=db')
         self.assert_clean()
 
+    def test_one_that_cannot_be_removed_and_has_no_uuid_in_its_record_stops_the_backup(self):
+        self.script = self.changed_script(DISCARD_PAUSES=())
+        self.failure('db')
+        made = self.xe('vdi-snapshot', 'uuid=' + self.disk_of('db', '0')).strip()
+        self.fault('vdi-destroy', 'refuse', times=0, error=['SR_BACKEND_FAILURE_46', '', '', ''])
+        done = self.ends(2, 'vdi-export=db')
+        self.assertIn('cannot be removed from the pool: one of unknown uuid', done.output)
+        self.sim.pool.faults.clear()
+        self.xe('vdi-destroy', 'uuid=' + made)
+
     def test_one_that_may_be_ours_or_anybodys_is_spoken_of_until_somebody_marks_it_for_his(self):
         pool, disk, vm = self.sim.pool, self.disk_of('db', '0'), self.uuid_of('db')
         of_vm = dict(kind='VM', of=vm, ref=pool.ref_of('VM', vm),

@@ -134,9 +134,9 @@ class TheMail(MailCase):
         for address in ('a@', '@b', 'a@b@c', 'a b@c', '<a@b>', 'A <a@b>', '"a"@b', 'a@[b', '(', ':',
                         'a;b', 'a\x7f@b', 'a\\b'):
             with self.subTest(address):
-                self.assertRaises(ValueError, VmBackup.addresses, address)
-        self.assertEqual(('root', 'a.b+c@d-e.example'),
-                         VmBackup.addresses(' root,, a.b+c@d-e.example,'))
+                self.assertRaises(ValueError, VmBackup.address, address)
+        self.assertEqual(('root', 'a.b+c@d-e.example'), VmBackup.parse_config(
+            ['mail_to= root,, a.b+c@d-e.example,']).settings.mail_to)
 
 
 class TheSummary(MailCase):
@@ -169,7 +169,8 @@ class TheSummary(MailCase):
         self.assertEqual(sorted(rows), rows)
         self.assertEqual(['vm-export', 'VM-EXPORT-FAIL', '0 bytes', told[2].partition('): ')[2]],
                          cells[rows[1] + 1:rows[1] + 4] + cells[rows[1] + 5:rows[1] + 6])
-        self.assertEqual(told[-1:] + ['VM'], cells[:2])        # each cause once
+        self.assertIn('<p>' + '<br>\n'.join(map(html.escape, told[1:])) + '</p>',
+                      page.replace('\r\n', '\n'))
         self.assertEqual(['VM %d of 3, %d failed' % each for each in ((1, 1), (2, 1), (3, 2))], [
             line for line in done.lines if re.match(r'VM \d', line)])
 
@@ -211,7 +212,7 @@ class TheSummary(MailCase):
 
     def test_a_subject_is_folded_and_has_no_more_of_the_reason_than_fits(self):
         for name in ('名' * 200, 'Ж' * 200, 'x' * 200, 'a b\r\nBcc: evil@example.org ' * 20):
-            run = VmBackup.Run(VmBackup.parse_config([]))
+            run = VmBackup.Run(VmBackup.parse_config(['mail_to=a@b']))
             run.add(VmBackup.Outcome(name, '', 'vm-export', 'X-FAIL', error='x'))
             with self.subTest(name[:9]), unittest.mock.patch.multiple(
                     VmBackup, send_mail=unittest.mock.DEFAULT) as put, unittest.mock.patch(
@@ -239,6 +240,12 @@ class WhenItIsSent(MailCase):
                                      (status in statuses),
                                      [mail.message['Subject'].split(' - ')[1]
                                       for mail in sink.mails])
+
+    def test_without_anybody_to_get_it_no_server_is_asked(self):
+        sink = self.sink()
+        self.mailed(0, sink, mail_to='')
+        self.mailed(2, sink, 'vm-export=missing', mail_to='', mail_smtp_user='me')
+        self.assertEqual(0, sink.connections)
 
     def test_a_preview_sends_nothing(self):
         sink = self.sink()
@@ -336,7 +343,7 @@ class TheFirstPage(MailCase):
         self.script = self.with_defaults(max_backups='many')
         for words in (['db', 'preview'], [self.config('vm-export=db')]):
             done = self.command(2, 'password', *words)
-            self.assertEqual(["ERROR default max_backups out of range -> many (this script's "
+            self.assertEqual(["ERROR default max_backups out of range -> many (the script's "
                               'first page)'], done.lines)
 
 
@@ -379,15 +386,16 @@ class SecureServers(MailCase):
                 self.assertEqual([], sink.mails)
 
     def test_a_server_without_starttls_gets_neither_password_nor_mail(self):
-        sink = self.account(security='none')
-        failed = self.mailed_in_vain(self.with_account(
-            sink, *self.nothing(), mail_smtp_security='starttls'))
-        self.assertIn('STARTTLS', failed[0])
-        self.assertEqual({'EHLO'}, set(sink.verbs) - {'QUIT', 'RSET'})
+        for security in 'starttls', 'auto':
+            sink = self.account(security='none')
+            failed = self.mailed_in_vain(self.with_account(
+                sink, *self.nothing(), mail_smtp_security=security))
+            self.assertIn('STARTTLS', failed[0])
+            self.assertEqual({'EHLO'}, set(sink.verbs) - {'QUIT', 'RSET'})
 
     def test_a_wrong_password_or_one_that_smtp_cannot_carry_is_a_warning_without_any_of_it(self):
         for password, attempts, words, parts in (
-                ('wr0ng', 1, 'localhost: 535 5.7.8 authentication failed (refused for good',
+                ('wr0ng', 1, 'localhost: 535 5.7.8 authentication failed',
                  ['wr0ng', base64.b64encode(b'wr0ng').decode()]),
                 ('pâßé', 3, 'must be ASCII', ['â', 'ß', 'é', '\\xe2', '\\xdf', '\\xe9'])):
             failed = self.mailed_in_vain(self.with_account(
@@ -405,19 +413,12 @@ class SecureServers(MailCase):
         self.assertEqual('backup', sink.mails[0].user)
 
     def test_a_password_goes_in_clear_only_where_the_config_says_so_and_that_is_told(self):
-        for security, words, begins, statuses, mails in (
-                ('auto', 'mail_smtp_security=auto would send ', 'ERROR', (1, 2, 2), 0),
-                ('none', 'mail_smtp_security=none sends ', '***WARNING - ', (0, 0, 1), 2)):
+        for word in 'password', 'test-mail':
             sink = self.account()
-            config = self.with_account(sink, *self.nothing(), mail_smtp_security=security)
-            words += 'the password of mail_smtp_user in clear to localhost port %d' % sink.port
-            for word, status in zip(('password', 'test-mail', 'check-config'), statuses):
-                done = self.command(status, word, config)
-                told = [line for line in done.lines if words in line]
-                self.assertEqual(1, len(told), done.output)
-                self.assertTrue(told[0].startswith(
-                    '***WARNING - mail' if word == 'password' else begins), told)
-            self.assertEqual((mails, mails), (sink.connections, len(sink.mails)))
+            done = self.command(0, word, self.with_account(sink, *self.nothing()))
+            self.assertIn('***WARNING - mail_smtp_security=none sends the password of '
+                          'mail_smtp_user in clear', done.lines)
+            self.assertEqual('backup', sink.mails[0].user)
 
 
 class BadServers(MailCase):
@@ -452,8 +453,7 @@ class BadServers(MailCase):
                     if reply.endswith('x'):            # a line without end is not told
                         self.assertIn('localhost: 500 Line too long.', line)
                     elif attempts == 1:
-                        self.assertTrue(line.endswith(
-                            'localhost: %s (refused for good: not tried again)' % reply), line)
+                        self.assertTrue(line.endswith('localhost: ' + reply), line)
                     else:
                         self.assertIn('timed out' if reply == SILENCE else reply[10:], line)
                     self.assertNotRegex(line, r"[{]|b'|Errno")
@@ -477,7 +477,7 @@ class BadServers(MailCase):
         full = 'mail to full@example.org failed, attempt %d of 3: localhost: 452 4.2.2 full'
         for line, words in zip(failed, (
                 'mail to gone@example.org failed, attempt 1 of 3: localhost: 550 5.1.1 no such '
-                'user (refused for good: not tried again)', full % 1, full % 2, full % 3)):
+                'user', full % 1, full % 2, full % 3)):
             self.assertTrue(line.endswith(words), line)
 
     def test_a_recipient_that_is_accepted_later_gets_it_then(self):
@@ -504,7 +504,7 @@ class BadServers(MailCase):
                               failed[0])
 
     def test_answers_without_end_are_a_warning(self):
-        long, slow = 'answers of more than 1048576 bytes', 'the mail server did not respond within'
+        long, slow = 'Connection unexpectedly closed', 'the mail server did not respond within'
         for security, verb, reply, limit, words in (
                 ('none', 'CONNECT', FLOOD, 60, long), ('starttls', 'EHLO', FLOOD, 60, long),
                 ('tls', 'MAIL', FLOOD, 60, long), ('none', 'CONNECT', DRIP, 0.5, slow),
@@ -617,10 +617,12 @@ class Greeting(MailCase):
 class Automatic(MailCase):
     def test_it_is_the_default_and_the_port_decides(self):
         self.assertIn('mail_smtp_security=auto [', VmBackup.KEYS_HELP)
-        for port, wanted in ((25, 'none'), (587, 'starttls'), (465, 'tls'), (2525, 'none')):
+        for port, user, wanted in ((25, '', 'none'), (587, '', 'starttls'), (465, 'me', 'tls'),
+                                   (2525, '', 'none'), (25, 'me', 'starttls')):
             for security in ('auto', 'AUTO', 'none', 'starttls', 'tls'):
-                settings = VmBackup.parse_config(
-                    ['mail_smtp_port=%d' % port, 'mail_smtp_security=' + security]).settings
+                settings = VmBackup.parse_config([
+                    'mail_smtp_port=%d' % port, 'mail_smtp_security=' + security,
+                    'mail_smtp_user=' + user]).settings
                 self.assertEqual(wanted if security.lower() == 'auto' else security,
                                  VmBackup.security_of(settings))
 

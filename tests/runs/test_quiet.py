@@ -13,7 +13,7 @@ REFUSED = dict(do='refuse', error=['INTERNAL_ERROR', 'x'])
 SUM = 'VMs: %d good, %d with warnings, %d failed, 0 skipped; .*'
 END = r'VmBackup ended - .* - S:%d W:%d E:%d'
 FAILED = [r'ERROR \S+xe vm-export .*', 'ERROR vm-export VM-EXPORT-FAIL db: xe vm-export failed.*']
-HOOKED = 'hook %s failed: exit status 3'
+HOOKED = 'hook %s failed: exit status 3: said'
 TRACE = ['Traceback .*', '(?:  .*\n)*TypeError: .*']
 
 
@@ -133,7 +133,7 @@ class Commands(SavedCase, QuietCase):
                 (0, ['verify', good], [end % 'verify']),
                 (2, ['verify', missing], [r'\*\*\*ERROR - no backup found: .*', end % 'verify']),
                 (0, ['prune', good], [end % 'prune']),
-                (0, ['prune', good, 'preview'], [end % 'prune preview']),
+                (0, ['prune', good, 'preview'], [end % 'prune']),
                 (2, ['prune', missing, 'vm=x'], ['ERROR vm=x is none of .*']),
                 (0, ['preview', good, login], ['SUCCESS preview of parameters ']),
                 (2, ['preview', missing, login], [

@@ -156,7 +156,7 @@ class Reports(ReportCase):
                 ('wrong', 'max_backups=1', 'SESSION_AUTHENTICATION_FAILED'),
                 ('password', 'max_backups=x', 'ERROR: config max_backups out of range'),
                 ('password', 'vm-export=d[b', 'ERROR regex errors found'),
-                ('password', 'hook=/nosuch', 'ERROR: config hook does not exist -> /nosuch'),
+                ('password', 'hook=/nosuch', 'ERROR: config hook is not a program -> /nosuch'),
                 ('password', 'unexpected=x', 'in config_load')):
             with self.subTest(line):
                 done = self.vmbackup(password, self.reporting('vm-export=db', line))
@@ -211,7 +211,7 @@ class Reports(ReportCase):
             found = json.load(stream)
         self.assertEqual(1, done.status)
         self.assertEqual(('WARNING', 1, [
-            'cannot write status_log %s: is a directory' % self.backups]), (
+            'cannot write status_log %s: is not a regular file' % self.backups]), (
             found['status'], found['exit_status'], found['warnings']))
 
 

@@ -510,7 +510,7 @@ class Locks(StoreCase):
                         'fcntl.flock', side_effect=OSError(errno.ENOLCK, 'No locks')))
                 waiting, order = threading.Event(), []
                 stack.enter_context(unittest.mock.patch.object(
-                    VmBackup.Signals.current, 'check', waiting.set))
+                    VmBackup, 'check_signals', waiting.set))
                 with stores[0].locked('db', 0):
                     def wait():
                         with stores[1].locked('db. .', 0):
@@ -590,7 +590,7 @@ class NoLocks(StoreCase):
                 done = self.ends(0 if died else 1, 'vm-export=web')
                 self.assertIn('removing the snapshot of an unfinished backup: ' + uuid if died else
                               'a snapshot of %s may be left in the pool: its run on %s may '
-                              'still be running, and backup_dir cannot lock' % (failed, host),
+                              'go on, and backup_dir cannot lock' % (failed, host),
                               done.output)
                 self.assert_clean()
                 self.assertEqual(not died, os.path.exists(os.path.join(failed, 'snapshot.json')))
@@ -629,7 +629,7 @@ class NoLocks(StoreCase):
                     self.age(failed, seconds)
                     done = self.ends(1, 'vm-export=db')
                     self.assertIn('a snapshot of %s may be left in the pool: its run on elsewhere '
-                                  'may still be running, and backup_dir cannot lock' % failed,
+                                  'may go on, and backup_dir cannot lock' % failed,
                                   done.output)
                     self.assertIn('***NOTE - not deleted: %s may be a backup that another run is '
                                   'making, as backup_dir cannot lock' % failed, done.lines)
@@ -693,7 +693,7 @@ class Target(StoreCase):
     def test_the_root_file_system_is_noted_by_default(self):
         self.needs_root_file_system()
         self.fstab()
-        note = '***NOTE - backup_dir %s is on the root file system of this host' % self.backups
+        note = '***NOTE - backup_dir %s is on the root file system of dom0' % self.backups
         for count, status, keys in ((1, 0, {'require_mount': 'auto'}), (0, 0, {}), (
                 0, 2, {'require_mount': 'auto', 'backup_dir': self.at('none')})):
             for words in ([], ['preview']):

@@ -250,6 +250,26 @@ def bench_parallel(table, place, size, runs):
             VMS, SHARED_RATE / 1e6, VMS), one, four, '%.2f', 1.15)
 
 
+def bench_stream(table, place, size, runs):
+    """A stream over the bare export into the same pipe; wc tells what came."""
+    with Bench(place, 1, size='%d MiB' % (2 * size)) as bench:
+        uuid, = [record['uuid'] for record in bench.sim.pool.tables['VM'].values()
+                 if record['name_label'] == 'vm-0']
+        bench.faults.add('vm-export', 'slow', times=0, rate=RATE)
+        ours = 'VMBACKUP_XAPI_URL=%s exec %s %s stream vm-0' % (
+            bench.sim.unix_url, sys.executable, SCRIPT)
+        seconds, sizes = [], set()
+        for _ in range(runs):
+            for command in ('exec %s vm-export uuid=%s filename=' % (bench.sim.xe, uuid), ours):
+                seconds.append(bench.timed('bash', '-c', 'set -o pipefail; %s | wc -c > %s/sent' % (
+                    '(%s)' % command, place)))
+                with open(os.path.join(place, 'sent')) as sent:
+                    sizes.add(int(sent.read()))
+        assert min(sizes) > 2 * size * MIB, sizes
+        table.ratio('stream of %d MiB, over xe vm-export into a pipe, s' % (2 * size),
+                    seconds[::2], seconds[1::2], '%.2f', 1.1)
+
+
 def bench_large(table, place, _, runs):
     with Bench(place, 10) as bench:
         few = bench.preview()[0]
@@ -316,8 +336,8 @@ def bench_pool(place, size, runs):
     table = Table()
     for what, part in (('selection', bench_selection),
                        ('preview', bench_preview), ('run', bench_run),
-                       ('parallel', bench_parallel), ('large pool', bench_large),
-                       ('store', bench_store)):
+                       ('stream', bench_stream), ('parallel', bench_parallel),
+                       ('large pool', bench_large), ('store', bench_store)):
         try:
             part(table, place, disk, runs)
         except RuntimeError as error:           # what is not possible here

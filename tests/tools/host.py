@@ -315,12 +315,13 @@ class HostTest:
 
     # VmBackup.py
 
-    def start(self, words, gated=False):
+    def start(self, words, gated=False, sent=None):
+        """Start it; `sent`: the file that its standard output is, else it is that of the log."""
         environ = dict(os.environ, VMBACKUP_XE=self.gate + '/xe' if gated else self.pool.program)
         self.log = open(os.path.join(self.directory, 'log'), 'w+b')
         self.child = subprocess.Popen(
             [sys.executable, SCRIPT] + words, env=environ, stdin=subprocess.DEVNULL,
-            stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
+            stdout=sent or self.log, stderr=self.log, start_new_session=True,
             pass_fds=[self.lock.fileno()])     # so that the next test waits for an orphan
 
     def finish(self, wanted, what):
@@ -482,51 +483,6 @@ class HostTest:
         self.check_clean('after the restores')
         return '%d disks as a file, a stream, a disk' % len(VMS['many'])
 
-    def look(self, place):
-        """A disk on a VM that runs with hardware virtualisation: not read-only; detached."""
-        config = self.config(place, *self.rules('vm-export', 'many'))
-        self.back_up(config)
-        vm = self.original(self.pool.tables(), 'none')['uuid']
-        name = self.name('look-%d' % next(self.numbers))
-        try:
-            if not self.original(self.pool.tables(), 'none')['HVM_boot_policy']:
-                self.pool.xe('vm-param-set', 'uuid=' + vm, 'HVM-boot-policy=BIOS order')
-            self.pool.xe('vm-start', 'uuid=' + vm)
-        except Broken as error:
-            return 'not tried: ' + ' '.join(str(error).split())
-        try:
-            words = self.restore_words(self.backup_of(config, 'many'), name, 'disk=xvdb',
-                                       'attach=' + self.name('none'))
-            if 'HVM' not in self.vmbackup(*words, wanted=(2,), what='restore attach= mode=ro'):
-                raise Broken('it is not refused read-only, or not with the reason')
-            self.vmbackup(*(words + ['mode=rw']), what='restore attach= mode=rw')
-            tables = self.pool.tables()
-            vdi, = [each for each in tables['VDI'].values() if each['name_label'] == name]
-            vbd, = [tables['VBD'][ref] for ref in vdi['VBDs']]
-            if (vbd['mode'], vbd['currently_attached']) != ('RW', True):
-                raise Broken('it is attached as %s, %s' % (vbd['mode'], vbd['currently_attached']))
-            for command in 'list', 'status':
-                if vdi['uuid'] not in self.vmbackup(command, config, what=command):
-                    raise Broken(command + ' does not name it')
-            self.vmbackup('detach', vdi['uuid'], 'from=' + config,
-                          *self.new_login(place), what='detach')
-            self.pool.xe('vbd-destroy', 'uuid=' + vbd['uuid'])
-            self.pool.xe('vdi-destroy', 'uuid=' + vdi['uuid'])
-        finally:
-            self.pool.xe('vm-shutdown', 'uuid=' + vm, '--force')
-        self.check_clean('after detach')
-        return 'refused read-only, attached, listed, detached'
-
-    def new_login(self, place):
-        """The login as a command takes it that comes first."""
-        if self.options.login == 'local':
-            return []
-        if os.path.exists(self.options.login):
-            return ['password-file=' + self.options.login]
-        path = place + '/login'
-        self.vmbackup(self.options.login, 'create-password-file=' + path, what='a password file')
-        return ['password-file=' + path]
-
     def rotated(self, place):
         config = self.config(place, *self.rules('vm-export', 'one'))
         self.back_up(config)
@@ -564,6 +520,40 @@ class HostTest:
         remark = self.check_clean('after the next restore', output if restarted else '')
         return '; '.join(filter(None, [self.moment, remark]))
 
+    def stream_words(self, place, word, *more):
+        config = self.config(place)
+        login = self.options.login
+        if login != 'local':
+            login = os.path.join(place, 'password')
+            self.vmbackup(self.options.login, 'create-password-file=' + login)
+            more += ('password-file=' + login,)
+        return ['stream', self.name(word), 'from=' + config] + list(more)
+
+    def streamed(self, place, compress):
+        """A stream that another program imports as it comes."""
+        words = self.stream_words(place, 'many', 'compress=' + compress)
+        with subprocess.Popen([self.pool.program, 'vm-import', 'filename=/dev/stdin',
+                               'sr-uuid=' + self.sr['uuid']], stdin=subprocess.PIPE,
+                              stdout=subprocess.DEVNULL) as importing:
+            self.start(words, sent=importing.stdin)
+            importing.stdin.close()
+            self.finish((0,), 'stream into xe vm-import')
+        if importing.returncode:
+            raise Broken('xe vm-import: exit status %d' % importing.returncode)
+        count = self.restored('many', 'RESTORE_' + self.name('many'), None)
+        self.check_clean('after the stream')
+        return '%d disks imported equal' % count
+
+    def interfered_stream(self, place, _, act, step, when):
+        """The same of a stream: the next one removes what it has left."""
+        words = self.stream_words(place, 'one')
+        with open(os.path.join(place, 'sent'), 'w+b') as sent:
+            self.interfere(words, act, step, when, sent)
+            self.start(words, sent=sent)
+            self.finish((0,), 'the next stream')
+        self.check_clean('after the next stream')
+        return self.moment
+
     def saved_backup(self, method):
         """A backup of VM one, made the first time; its directory."""
         if method not in self.saved:
@@ -573,7 +563,7 @@ class HostTest:
             self.saved[method] = self.backup_of(config, 'one')
         return self.saved[method]
 
-    def interfere(self, words, act, step, when):
+    def interfere(self, words, act, step, when, sent=None):
         """Run VmBackup.py until it has got so far with a step, and kill it there, or restart the
         toolstack and let it go on. Return its exit status: 0 after SIGTERM in a restore that only
         had to be finished."""
@@ -583,7 +573,7 @@ class HostTest:
         for name, text in (('when', when), ('step', step)):
             with open(os.path.join(self.gate, name), 'w') as file:
                 file.write(text)
-        self.start(words, gated=True)
+        self.start(words, True, sent)
         while not os.path.exists(self.gate + '/held') and self.child.poll() is None:
             time.sleep(0.02)
         if self.child.poll() is not None:
@@ -638,6 +628,7 @@ def scenarios(restarts):
     for compress, program in (('none', ()), ('gzip', ('gzip',)), ('zstd', ('zstd',))):
         found.append(Scenario('vm-export ' + compress, HostTest.exported,
                               ('vm-export', tuple(VMS), 'compress=' + compress), program))
+        found.append(Scenario('stream ' + compress, HostTest.streamed, (compress,), program))
     for form, compress in itertools.product(('raw', 'vhd'), ('none', 'gzip', 'zstd')):
         found.append(Scenario(
             'vdi-export %s %s' % (form, compress), HostTest.exported,
@@ -649,15 +640,19 @@ def scenarios(restarts):
                        ('vm-export', ('one', 'many'), 'parallel=2')),
               Scenario('single disks', HostTest.single_disks, ('none',)),
               Scenario('single disks zstd', HostTest.single_disks, ('zstd',), ('zstd',)),
-              Scenario('a look', HostTest.look), Scenario('commands', HostTest.looked_at),
+              Scenario('commands', HostTest.looked_at),
               Scenario('rotation', HostTest.rotated)]
     for act in ['SIGKILL', 'SIGTERM'] + ['restart'] * restarts:
         for method, steps in STEPS.items():
-            for work, verbs in zip((HostTest.interfered, HostTest.interfered_restore), steps):
+            works = [('', HostTest.interfered), ('', HostTest.interfered_restore)]
+            if method == 'vm-export':
+                steps += steps[:1]
+                works.append((' of a stream', HostTest.interfered_stream))
+            for (of, work), verbs in zip(works, steps):
                 for step, when in itertools.product(verbs.split(), ('before', 'amid', 'after')):
                     if when == 'amid' and '-param-' in step:
                         continue           # nothing moves there
-                    found.append(Scenario('%s %s %s' % (act, when, step), work,
+                    found.append(Scenario('%s%s %s %s' % (act, of, when, step), work,
                                           (method, act, step, when)))
     return found
 

@@ -50,7 +50,18 @@ SMALL = {'vms': [{'name': 'web', 'disks': ['64 KiB'], 'ran': True},
 
 def screen(data):
     """The lines that a terminal shows which got this."""
-    return [line.rpartition('\r\x1b[K')[2] for line in data.split('\n')]
+    lines, row = [''], 0
+    for piece in re.findall('\x1b\\[K|\x1b\\[A|\r|\n|[^\x1b\r\n]+', data):
+        if piece == '\x1b[K':
+            lines[row] = ''
+        elif piece == '\x1b[A':
+            row -= 1
+        elif piece == '\n':
+            row += 1
+            lines += [''] * (row == len(lines))
+        elif piece != '\r':
+            lines[row] += piece
+    return lines
 
 
 class Done(NamedTuple):

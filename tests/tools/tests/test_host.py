@@ -60,13 +60,13 @@ class HostTests(PoolCase):
         self.put_file('checkout/VmBackup.py', text.replace(old, new))
 
     def test_backups_restores_and_kills_pass_and_leave_nothing(self):
-        names = ('preview', 'vdi-export vhd gzip', 'SIGKILL amid vm-export',
-                 'SIGTERM after vm-import')
+        names = ('preview', 'stream none', 'vdi-export vhd gzip', 'SIGKILL amid vm-export',
+                 'SIGTERM after vm-import', 'SIGKILL of a stream amid vm-export')
         done = self.host_test(0, *names, options=('--yes', '--report', self.at('report')))
         self.assertEqual(dict.fromkeys(names + ('census',), 'passed'), self.outcomes(done))
         self.sim.pool.tables['session'].clear()         # that of what SIGKILL ended stays
         report = self.read('report')
-        self.assertIn('VmBackup host test: 5 passed, 0 FAILED, 0 skipped\n', report)
+        self.assertIn('VmBackup host test: 7 passed, 0 FAILED, 0 skipped\n', report)
         self.assertIn('xapi 26.1.0, XCP-ng 8.3.0', report)
 
     def test_a_script_that_leaves_what_is_half_restored_fails_and_it_is_removed(self):
