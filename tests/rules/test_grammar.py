@@ -35,6 +35,7 @@ ROWS = {
     'test-restore': Row('vm-export={vm} from={config}', 'can be restored',
                         former='local test-restore={vm} from={config}'),
     'stream': Row('vm-export={vm}', 'standard output gets the archive alone', 2),
+    'detach': Row('nothing from={config}', 'no attached disk has this uuid: nothing', 2),
     'prune': Row('{config} preview',
                  'VmBackup prune ended - Success'),
     'protect': Row('{backup}', 'protected: '),
