@@ -7999,6 +7999,7 @@ detach <uuid>
 {config}
 {login}
 
+  VmBackup.py detach 4d9880f5-76b1-4b26-9676-af535f6e602f
   VmBackup.py detach 4d9880f5-76b1-4b26-9676-af535f6e602f from=/root/night.cfg
 
 test-restore <vm-selector|backup>
