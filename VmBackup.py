@@ -7214,15 +7214,14 @@ class Restorer(Importer):
         vm, = found
         mode = self.options['mode'].upper() or ('RO' if states == ['Running'] else 'RW')
         if mode == 'RO' and vm.record['HVM_boot_policy']:    # xapi: xapi_vbd.ml, plug
-            raise UsageError(f'the VM {word} has hardware virtualisation (HVM), where xapi takes '
-                             'no read-only disk (say mode=rw, then detach keeps the disk; or '
-                             'extract the disk to a file)')
+            raise UsageError(f'the VM {word} is an HVM guest, which takes no read-only disk (say '
+                             'mode=rw, then detach keeps the disk; or extract it to a file)')
         if mode == 'RW' and not self.options['force'] and any(
                 each.vdi['uuid'] == disk.uuid or each.name == disk.title
                 for each in self.pool.disks(vm)):
-            raise UsageError(f'the VM {word} has the original of this disk, or one of its name: '
-                             'two of one identity (file systems, LVM, Windows) may be mixed up, '
-                             'and it may boot from either (choose another VM, or force=yes)')
+            raise UsageError(f'the VM {word} has the original of this disk, or one of its name, '
+                             'and may boot from either, or mix up file systems, LVM, Windows disks '
+                             '(choose another VM, or force=yes)')
         free = self.pool.call('VM.get_allowed_VBD_devices', vm.ref)
         if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
@@ -7890,8 +7889,8 @@ extract <vm|uuid|backup|file>
 detach <uuid>
   take a disk off a running VM that restore has put there
 
-  The uuid of the disk (see list). It is destroyed, too, if it could only be read
-  there, and has no other user, snapshot or copy; otherwise it is kept.
+  It is destroyed, too, if it could only be read there, and has no other user,
+  snapshot or copy; otherwise it is kept. `list` tells the uuids.
 
     from=<config-file|backup_dir>
                            where it is recorded (default: {{backup_dir}})
