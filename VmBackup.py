@@ -1149,7 +1149,7 @@ class Plan:
             return ': ' + self.former[rule.word]
         text = HIDDEN.sub('', sub(r'\s', ' ', rule.text))      # what looks like a blank, or nothing
         remark = '' if text == rule.text else ' (in plain letters and blanks)'
-        for parts in () if rule.method == 'vm' else ([text], text.split(',', 100)):
+        for parts in [text], text.split(',', 100):
             lines = []         # type: List[Rule]
             with suppress(ValueError):
                 for part in parts:
@@ -1186,8 +1186,6 @@ class Plan:
                 if name not in [failure.name for failure in self.failures]:
                     self.failures.append(Outcome(name, None, rule.method, 'VM-NOT-FOUND',
                                                  error='not in the pool' + hint))
-        if not hint and level != 'ERROR':
-            line = ''
         self.remark(level, f'{self.lacking}: {rule}{line}{hint}')
 
 
@@ -1534,19 +1532,6 @@ class Signals:
             ': what may be left in the pool has its record in backup_dir, for the next run'
             if self.overdue and not self.at_once else ''))
 
-    @contextmanager
-    def ending(self, children: Sequence[Popen]):
-        """Let a signal end these children; raise Interrupted once they have ended by one."""
-        self.children.update(children)
-        if self.received:
-            send_signal(SIGTERM, *children)
-        try:
-            yield
-        finally:
-            self.children.difference_update(children)
-        if self.received:
-            raise self.reason()
-
 
 Signals.current = Signals()        # those that this process handles
 
@@ -1609,8 +1594,15 @@ def attend(children: Sequence[Popen], work: Callable, argv: Texts, limit, cuttab
         elif waited() >= limit:
             raise CommandFailed(f'still running after {limit:g} seconds: {quoted(argv)}', TIMED_OUT)
 
-    with signals.ending(children):
+    signals.children.update(children)
+    if signals.received:
+        send_signal(SIGTERM, *children)
+    try:
         bounded('', work, watch=watch, every=watchdog.every if watchdog else WATCH_EVERY)
+    finally:
+        signals.children.difference_update(children)
+    if signals.received:
+        raise signals.reason()
 
 
 def run(argv: Texts, timeout, cuttable=False, watchdog: Optional[Watchdog] = None, packer=None):
@@ -1663,13 +1655,12 @@ def run_hook(argv: Texts, own: Dict[str, bytes], timeout, cuttable, tell: Callab
                 last.append(line.decode('utf-8', 'replace').rstrip('\r\n'))
                 tell(last[-1])
 
-    def ended():       # it is not reaped, so nobody gets its group's number
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-
     with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **own}) as child:
         listener = Thread(target=listen, daemon=True)
         listener.start()
-        attend([child], ended, argv, timeout, cuttable)
+        # It is not reaped, so nobody gets its group's number.
+        attend([child], lambda: os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT), argv,
+               timeout, cuttable)
         listener.join(LAST_WORDS)
     status = child.returncode
     if status:
@@ -1967,8 +1958,6 @@ class Pool:
         except (OSError, http.client.HTTPException) as error:
             words = getattr(error, 'strerror', '') or str(error) or type(error).__name__
             code = UNREACHABLE
-        if 'CERTIFICATE_VERIFY_FAILED' in words:
-            words += f' (it is none of {POOL_CERTIFICATES}; local as the password needs none)'
         what = 'login at ' + self.shown if method == 'login_with_password' else method
         raise PoolError(f'XenAPI {what} failed: {words[:LONGEST_LINE]}', code) from cause
 
@@ -2601,19 +2590,13 @@ def blaming_room(path, need=''):
         raise
 
 
-def size_of(path):
-    """Return the bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
+def size_of(path, on_disk=False):
+    """Return the bytes of a file, or those that it takes on disk, where it may be sparse; 0 if
+    there is none. Raise OSError, as of a share in trouble."""
     with suppress(FileNotFoundError, NotADirectoryError):
         status = status_of(path)
-        return status.st_size if S_ISREG(status.st_mode) else 0
-    return 0
-
-
-def occupied(path):
-    """Return the bytes that a file, if it is there, takes on disk, where it may be sparse."""
-    with suppress(FileNotFoundError):
-        found = status_of(path)
-        return min(found.st_size, found.st_blocks * 512)
+        if S_ISREG(status.st_mode):
+            return min(status.st_size, status.st_blocks * 512) if on_disk else status.st_size
     return 0
 
 
@@ -2671,9 +2654,9 @@ def write_whole(path, data, alone=''):
         raise
 
 
-def write_json(path, value):
+def write_json(path, value, alone=''):
     """Write a value as JSON (see `write_whole`)."""
-    write_whole(path, encoded(as_json(value)))
+    write_whole(path, encoded(as_json(value)), alone)
 
 
 def run_create_password_file(line: CommandLine):
@@ -2863,6 +2846,13 @@ PROVED = {                 # from least to most
     'restorable': 'intact, but xe vm-import refuses it as it is: use the command restore',
     'structure': 'the structure is intact',
     'checksums': 'all checksums match'}
+DISK = dict.fromkeys(['uuid', 'device', 'name', 'file', 'why'], str)
+FINDING = {'when': seconds_of, 'fault': str, 'proved': str, 'sr': str, 'seconds': int}
+SHAPE = {                  # of a manifest: what is read of it, by keys; what else it has may be any
+    'number': int, 'started': seconds_of, 'method': str, 'snapshot': str, 'files': dict,
+    'vm': {'name': str, 'uuid': str, 'tags': [str]}, 'pool': {'uuid': str}, 'earlier': [str],
+    'disks': [DISK], 'left_out': [DISK], 'verified': {**FINDING, 'digests': dict},
+    'test_restore': FINDING}
 
 
 def as_size(value):
@@ -2870,44 +2860,23 @@ def as_size(value):
     return int(value) if match(r'[0-8]?[0-9]{1,18}\Z', str(value)) else None
 
 
-def value_in(document: Record, key, default=''):
-    """Return a value in a document if it is of the default's class, else the default."""
-    found = document.get(key)
-    return found if isinstance(found, type(default)) else default
+def is_sound(value, shape):
+    """Return whether a value is of a class, or passes a function, and all in it is as in SHAPE."""
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(is_sound(each, shape[0]) for each in value)
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(
+            is_sound(value[key], shape[key]) for key in shape if key in value)
+    return isinstance(value, shape) if isinstance(shape, type) else shape(value)
 
 
 def uuid_and_device(disk: Record):
     """Return what a manifest has of a disk, to know it again by."""
-    return value_in(disk, 'uuid'), value_in(disk, 'device')
-
-
-def items_in(document: Record, key, kind: type):
-    """Return what a list in a document has of a class, None without a list."""
-    found = document.get(key)
-    return [each for each in found if isinstance(each, kind)] if isinstance(found, list) else None
-
-
-def as_time(text):
-    """Return a text that is a time, as iso() writes it; None for all else."""
-    with suppress(ValueError, TypeError):
-        seconds_of(text)
-        return text
-    return None
-
-
-def finding(found: Record):
-    """Return what a manifest tells of a verification or a test restore, {} where there was none."""
-    if not found:
-        return {}
-    proved = value_in(found, 'proved')
-    fault = None if found.get('fault') is None else value_in(found, 'fault') or 'unknown'
-    return {'when': as_time(found.get('when')), 'fault': fault,
-            'proved': proved if proved in PROVED else None,
-            'sr': value_in(found, 'sr') or None, 'seconds': value_in(found, 'seconds', 0) or None}
+    return disk.get('uuid', ''), disk.get('device', '')
 
 
 class Manifest(NamedTuple):
-    """What a backup tells of itself, and whose it is; of what was edited, what can be meant."""
+    """What a backup tells of itself, and whose it is."""
     number: int = 0            # in the order of this VM's backups, whatever the clock; 0: 3.25's
     started: Time = None       # never None if there is a number
     method: str = ''
@@ -2920,14 +2889,14 @@ class Manifest(NamedTuple):
     left_out: List[Record] = []    # the others of the VM
     pool: str = ''             # uuid
     earlier: Optional[Texts] = None    # uuids of VMs that are gone; None: 3.25 or 5.0.0 made it
-    verified: Record = {}      # as finding() has it
+    verified: Record = {}      # as FINDING
     test_restore: Record = {}
     digests: Record = {}       # SHA-256 by the names of the files, uncompressed
     known: bool = False        # whether there is one
 
     def images(self):
         """Return the names of the archives and images."""
-        named = [value_in(disk, 'file') for disk in self.disks]
+        named = [disk.get('file', '') for disk in self.disks]
         return [name for name in [*self.files, *named] if name.endswith(IMAGES)]
 
     @property
@@ -2939,12 +2908,12 @@ class Manifest(NamedTuple):
     def of_the_vm(self):
         """Return uuid and device of each disk that the VM had, but for those never backed up."""
         return [uuid_and_device(disk) for disk in self.disks + self.left_out
-                if value_in(disk, 'why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
+                if disk.get('why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
 
     def disk(self, name):
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
         for disk in self.disks:
-            if folded(plain_name(value_in(disk, 'file'))) == folded(plain_name(name)):
+            if folded(plain_name(disk.get('file', ''))) == folded(plain_name(name)):
                 return disk
         return self.disks[0] if self.disks else {}
 
@@ -2965,28 +2934,27 @@ class Manifest(NamedTuple):
 
 
 def manifest_of(document: Record):
-    """Return what a document tells."""
-    vm = value_in(document, 'vm', {})
-    number = value_in(document, 'number', 0)
-    verified = value_in(document, 'verified', {})
-    started = as_time(document.get('started'))
-    return Manifest(
-        number if number > 0 and started else 0, started,
-        value_in(document, 'method'), value_in(vm, 'name'), value_in(vm, 'uuid'),
-        items_in(vm, 'tags', str), value_in(document, 'snapshot') or None,
-        {name: size for name, size in value_in(document, 'files', {}).items()
-         if as_size(size) == size and not DROPPED.search(name)},
-        items_in(document, 'disks', dict) or [], items_in(document, 'left_out', dict) or [],
-        value_in(value_in(document, 'pool', {}), 'uuid'), items_in(document, 'earlier', str),
-        finding(verified), finding(value_in(document, 'test_restore', {})),
-        value_in(verified, 'digests', {}), bool(document))
+    """Return what a document of SHAPE tells."""
+    vm, verified = document.get('vm', {}), document.get('verified', {})
+    told = {key: document[key] for key in Manifest._fields if key in document}
+    for key in 'verified', 'test_restore':
+        if told.get(key):
+            told[key] = {each: told[key].get(each) or None for each in FINDING}
+    told.update(
+        number=told.get('number', 0) if 'started' in told else 0,
+        name=vm.get('name', ''), uuid=vm.get('uuid', ''), tags=vm.get('tags'),
+        files={name: size for name, size in told.get('files', {}).items()
+               if as_size(size) == size and not DROPPED.search(name)},
+        pool=document.get('pool', {}).get('uuid', ''), digests=verified.get('digests', {}),
+        known=bool(document))
+    return Manifest(**told)
 
 
 def document_in(directory):
     """Return all that a backup's manifest tells, {} for none or a damaged one. Raise OSError."""
-    with allowing(ENOENT, EINVAL), suppress(ValueError):
+    with allowing(ENOENT, EINVAL), suppress(ValueError, TypeError):    # as of seconds_of
         document = parse_json(load(f'{directory}/{MANIFEST}'))
-        if isinstance(document, dict):
+        if is_sound(document, SHAPE):
             return document
     return {}
 
@@ -3079,7 +3047,7 @@ class Backup(NamedTuple):
 
     def occupied(self):
         """Return the bytes that its files take on disk. Raise OSError."""
-        return sum(occupied(self.file(name)) for name in self.files())
+        return sum(size_of(self.file(name), True) for name in self.files())
 
     def unchanged_for(self):
         """Return the seconds since anything in it changed, by the share's clock. Raise OSError."""
@@ -3284,7 +3252,7 @@ class History:
         for backup in self.completed():
             for name in names if owner.rotates(backup) else ():
                 with suppress(OSError):
-                    sizes[name] = occupied(backup.file(name)) or sizes.get(name, 0)
+                    sizes[name] = size_of(backup.file(name), True) or sizes.get(name, 0)
         return sizes
 
     def with_intent(self):
@@ -3698,8 +3666,7 @@ class Store(Catalogue):
     def write_run(self, name, run: LastRun):
         """Record a run, on stable storage. Raise TargetError, OSError."""
         self.check_mounted()
-        bounded('the share', write_whole, f'{self.root}/{name}.json',
-                encoded(as_json(run._asdict())), 'its')
+        bounded('the share', write_json, f'{self.root}/{name}.json', run._asdict(), 'its')
 
     def is_locked(self, directory):
         """Return whether a run holds that lock, None where nothing tells."""
@@ -7070,7 +7037,7 @@ def disks_in(chosen: Chosen):
                      for disk in archived_vm(reader.read_ova()).disks]
         else:
             disk = backup.manifest.disk(basename(path))
-            name, title, uuid = [value_in(disk, key) for key in ('device', 'name', 'uuid')]
+            name, title, uuid = [disk.get(key, '') for key in ('device', 'name', 'uuid')]
             device = next((str(number) for number in range(256)
                            if device_name('', str(number)) == name), '')
             found = [ArchivedDisk('', image_size(chosen, reader), device, name, title, uuid)]
@@ -7446,7 +7413,7 @@ def allocated(chosen: Chosen):
             return None
         if chosen.form == '.xva':
             return sum(len(data) for _, data in reader.disk(chosen.disk.id, True))
-    return min(chosen.disk.size, occupied(chosen.path))
+    return min(chosen.disk.size, size_of(chosen.path, True))
 
 
 def hashing(pieces: Located, digest):
@@ -7484,7 +7451,7 @@ def extract_to_file(chosen: Chosen, path, config: Config, hashed):
             raise TargetError(reason_of(OSError(ENOSPC, '', path),
                                         f'; the disk needs {human_size(need)}'))
         told = extract(chosen, lambda pieces: write_sparse(stream, pieces), config, hashed)
-    log(f'extracted: {path}, {told}, on disk {human_size(occupied(path))}', loud=True)
+    log(f'extracted: {path}, {told}, on disk {human_size(size_of(path, True))}', loud=True)
     tell_partitions(path)
 
 
