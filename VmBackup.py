@@ -18,8 +18,9 @@ for disks of such a snapshot that are left, or are not to be exported; `xe vbd-u
 issues (the last for what is half done, or was but a test)
 
     of a VM       xe vm-import, vm-param-remove, vdi-param-remove, network-param-remove, vm-start
-    of a disk     xe vdi-create, vdi-import, vbd-create, vdi-param-set
-    taken back    xe vm-destroy, vdi-destroy, network-destroy
+    of a disk     xe vdi-create, vdi-import, vbd-create, vbd-plug, vdi-param-set
+    taken back    xe vm-destroy, vdi-destroy, vbd-destroy, network-destroy
+    detached      xe vbd-unplug, vdi-destroy
 
 Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N; of `status`, as a
 plug-in's. Configs, backups and logs of NAUbackup/VmBackup 3.25, for Python 2, go on. Facts about xe
@@ -48,7 +49,7 @@ Map of this file, in the order in which a run meets its sections; each uses only
     19 Runs          a night's backup, its preview, a stream
     20 Commands      verify, list, prune, protect
     21 Restores      restore, test-restore
-    22 Disks         extract: one disk of a backup as a file or stream
+    22 Disks         extract, detach: one disk of a backup
     23 Checks        status, check-config, test-mail, test-ping
     24 Command line  help texts, main
 """
@@ -1786,10 +1787,12 @@ class Xe:
 NULL = 'OpaqueRef:NULL'
 MARK = 'vmbackup_restore'  # key of other_config: made by that restore, which has not ended
 MARKED = MARK + ' {}'      # so is called a disk meanwhile
+LOOK = 'vmbackup_look'     # another: a disk put on a running VM: its uuid, mode, that VM
 OWN = 'vmbackup_snapshot'  # another: a snapshot of ours, by its own uuid, which no copy of it has
 FIELDS = {                 # those that are kept
     'VM': 'tags name_description power_state memory_dynamic_max VCPUs_max VCPUs_at_startup VBDs '
-          'VIFs VUSBs guest_metrics snapshots resident_on', 'VM_guest_metrics': 'os_version',
+          'VIFs VUSBs guest_metrics snapshots resident_on HVM_boot_policy',
+    'VM_guest_metrics': 'os_version',
     'VDI': 'uuid name_label name_description type sharable read_only snapshots SR virtual_size',
     'VBD': 'uuid VDI type device userdevice bootable mode unpluggable empty',
     'VIF': 'uuid device network MTU MAC other_config', 'SR': 'uuid', 'network': 'name_label',
@@ -2856,6 +2859,7 @@ MANIFEST = 'backup.json'   # in a dated directory that is complete
 GUIDE = 'RESTORE.txt'      # in a backup: how to restore it
 METADATA = 'vm-metadata.xml'
 DELETING = '.deleting-'    # begins the name of a dated directory that is being deleted
+LOOK_RECORD = '{}/.look-{}.txt'.format     # of such a disk, in backup_dir: what is attached
 RESTORING = '.restore-{}.json'     # in backup_dir, while something half restored may be in the pool
 LOCKS = '.locks'           # in backup_dir: a file for each VM
 RUN = '.run-{:.60}-{:.8}'  # the lock there, and record in backup_dir, of runs
@@ -3408,6 +3412,11 @@ class Catalogue:
         """Return the last runs by the names of their records. Raise TargetError, OSError."""
         return {name[:-5]: parse_record(LastRun, load(f'{self.root}/{name}'))
                 for name in names_in(self.root) if match(r'\.run-.*\.json\Z', name)}
+
+    def looks(self):
+        """Return what the records of attached disks tell. Raise TargetError, OSError."""
+        return [decoded(load(f'{self.root}/{name}'))
+                for name in names_in(self.root) if match(r'\.look-.*\.txt\Z', name)]
 
     def leftovers(self, histories: Sequence[History], patience):
         """Return paths of records that are damaged, or whose process has gone (on another host:
@@ -5183,9 +5192,10 @@ class Target(NamedTuple):
     size: int                  # bytes of all disks
     disks: Sizes = {}      # of an archive: bytes, by user device
     preserve: bool = False     # the MAC addresses
-    attach: str = ''           # uuid of the VM that gets the disk
+    attach: Optional[Vm] = None    # the VM that gets the disk
     device: str = ''           # user device that the disk becomes there
     networks: Record = {}      # what those of an archive become, as rewrite_for_import has
+    mode: str = 'RW'           # or RO
 
 
 def in_words(made: Marked):
@@ -6792,6 +6802,8 @@ def run_list(line: CommandLine):
         raise UsageError(f'expected a config-file, a backup_dir, or a VM\'s directory: {line.word}')
     histories = target.stocked()
     plan = select_histories(histories, target.config)
+    with tolerating(plan.messages, '***WARNING - cannot tell what is attached'):
+        plan.messages += [f'***NOTE - {look}' for look in target.looks()]
     log(*plan.messages, *plan.errors)
     found = [(job.vm.name, job.vm.saved) for job in plan.jobs]
     found += [(failure.name, target.history(path_part(failure.name))) for failure in plan.failures]
@@ -7147,7 +7159,10 @@ class Restorer(Importer):
         if word:
             found = choose_disks(word, [disk for each in found for disk in disks_in(each)])
         for chosen in found:
-            for word in ['attach'] if chosen.whole else ['preserve', 'start', 'network']:
+            unfit = 'attach' if chosen.whole else 'preserve start network'
+            if not self.options['attach']:
+                unfit += ' mode force'
+            for word in unfit.split():
                 if self.options[word]:
                     raise UsageError(f'{word}= does not apply to {chosen.path}')
             target = self.plan(chosen, self.options['name'])
@@ -7246,7 +7261,7 @@ class Restorer(Importer):
         return sr
 
     def plan_disk(self, chosen: Chosen, name):
-        """Plan the restore of a disk, to the first free user device of a halted VM if asked."""
+        """Plan the restore of a disk, to the first free user device of a VM if asked."""
         disk = (chosen if chosen.disk else disks_in(chosen)[0]).disk
         name = name or (disk.title or plain_name(basename(chosen.path))) + chosen.suffix
         target = Target(name, self.sr(disk.size, f'  new disk: {name}'), disk.size)
@@ -7254,14 +7269,27 @@ class Restorer(Importer):
         if not word:
             return target
         found = [vm for vm in self.pool.vms() if word in (vm.uuid, vm.name)]
-        if len(found) != 1 or found[0].record['power_state'] != 'Halted':
-            raise UsageError(f'attach={word} is not one VM that is halted (choose it by its uuid): '
+        states = [vm.record['power_state'] for vm in found]
+        if states not in (['Halted'], ['Running']):
+            raise UsageError(f'attach={word} is not one VM that is halted or runs (choose it by '
+                             'its uuid): '
                              + (abbreviate(list(map(self.pool.vm_words, found))) or 'no VM'))
-        free = self.pool.call('VM.get_allowed_VBD_devices', found[0].ref)
+        vm, = found
+        mode = self.options['mode'].upper() or ('RO' if states == ['Running'] else 'RW')
+        if mode == 'RO' and vm.record['HVM_boot_policy']:    # xapi: xapi_vbd.ml, plug
+            raise UsageError(f'the VM {word} is an HVM guest, which takes no read-only disk (say '
+                             'mode=rw, then detach keeps the disk; or extract it to a file)')
+        if mode == 'RW' and not self.options['force'] and any(
+                each.vdi['uuid'] == disk.uuid or each.name == disk.title
+                for each in self.pool.disks(vm)):
+            raise UsageError(f'the VM {word} has the original of this disk, or one of its name, '
+                             'and may boot from either, or mix up file systems, LVM, Windows disks '
+                             '(choose another VM, or force=yes)')
+        free = self.pool.call('VM.get_allowed_VBD_devices', vm.ref)
         if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
-        log(f'  attached: to {word} as {device_name("", free[0])}')
-        return target._replace(attach=found[0].uuid, device=free[0])
+        log(f'  attached: to {word} as {device_name("", free[0])}, {mode}')
+        return target._replace(attach=vm, device=free[0], mode=mode)
 
     def verify(self, chosen: Chosen):
         """Verify what is to be restored. Raise Damaged."""
@@ -7281,8 +7309,7 @@ class Restorer(Importer):
                 made = self.pool.marked(record.mark)
                 self.drop_leaked_vbds(made.vms, made.disks, 'RW')
             if target.attach:
-                xe.tell('vbd-create', vm_uuid=target.attach, vdi_uuid=uuid, device=target.device,
-                        mode='RW', type='Disk', bootable='false')
+                self.attach(uuid, target)
         kind = 'VM' if chosen.whole else 'disk'
         log(f'restored: the {kind} {target.name} ({uuid})', loud=True)
         if self.options['start']:
@@ -7292,6 +7319,28 @@ class Restorer(Importer):
             log('next: attach it to a VM that is halted',
                 f'  {shell_word(xe.program)} vbd-create vm-uuid=UUID-OF-THE-VM vdi-uuid={uuid} '
                 'device=0 bootable=true mode=RW type=Disk', loud=True)
+
+    def attach(self, uuid, target: Target):
+        """Put a new disk on a VM; plug it in where that runs, marked and written down."""
+        vm, mode, tell = target.attach, target.mode, self.xe.tell
+        vbd = tell('vbd-create', vm_uuid=vm.uuid, vdi_uuid=uuid, device=target.device, mode=mode,
+                   type='Disk', bootable='false')
+        if vm.record['power_state'] == 'Running':
+            record = LOOK_RECORD(self.store.root, uuid)
+            words = (f'attached: {target.name} ({uuid}), {mode}, to the VM {vm.name} since '
+                     f'{now():%Y-%m-%d %H:%M} (to end that: VmBackup.py detach '
+                     f'{uuid})')
+            try:
+                tell('vdi-param-set', uuid=uuid,
+                     **{'other-config:' + LOOK: f'{uuid} {mode} {vm.ref}'})
+                with tolerating(self.warnings, 'not written down that the disk is attached'):
+                    write_whole(record, encoded(words))
+                tell('vbd-plug', uuid=vbd)
+            except CommandFailed:
+                tell('vbd-destroy', uuid=vbd)          # so that the disk is taken back
+                remove(record)
+                raise
+            log(words, loud=True)
 
 
 def run_restore(line: CommandLine):
@@ -7390,10 +7439,10 @@ def run_test_restore(line: CommandLine):
 
 
 # ----------------------------------------------------------------------------------------------
-# 22. Disks: one disk of a backup as a file or stream
+# 22. Disks: extract, detach: one disk of a backup
 # ----------------------------------------------------------------------------------------------
-# No pool is needed for that. What is on a disk is looked at, never mounted: MBR and GPT as the UEFI
-# specification has them (chapter 5), file systems by what blkid and file(1) know them by.
+# To extract one no pool is needed. What is on it is looked at, never mounted: MBR and GPT as the
+# UEFI specification has them (chapter 5), file systems by what blkid and file(1) know them by.
 
 SYSTEMS = (                # name, where its magic is, that, and what mount needs; None: no mount
     ('ext2/3/4', 1080, b'\x53\xef', ',noload'), ('xfs', 0, b'XFSB', ',norecovery,nouuid'),
@@ -7521,6 +7570,30 @@ def run_extract(line: CommandLine):
     return SUCCESS.status
 
 
+def run_detach(line: CommandLine):
+    """The command `detach`; return the exit status. Raise VmBackupError, OSError."""
+    store, uuid, xe = Sources(line).store, line.word, Xe(numbered=False)
+    with Pool.connect(line) as pool:
+        disks = {disk['uuid']: disk for disk in pool.records('VDI').values()
+                 if disk['other_config'].get(LOOK, '').startswith(uuid)}       # its copies, too
+        if uuid not in disks:
+            raise UsageError(f'no attached disk has this uuid: {uuid} (list and status tell of '
+                             'them, until .look-UUID.txt in backup_dir is deleted)')
+        vbds = [pool.record('VBD', ref) for ref in disks[uuid]['VBDs']]
+        mark = disks[uuid]['other_config'][LOOK]
+        for vbd in vbds:
+            if vbd['VM'] in mark and vbd['currently_attached']:
+                xe.tell('vbd-unplug', uuid=vbd['uuid'])
+        remove(LOOK_RECORD(store.root, uuid))
+        end = 'kept, as it could be written, has another user, a snapshot or a copy'
+        uses = [f'{uuid} {vbd["mode"]} {vbd["VM"]}' for vbd in vbds]
+        if uses == [mark] and ' RO ' in mark and len(disks) == 1:
+            xe.tell('vdi-destroy', uuid=uuid)          # with its VBD (xapi: xapi_vdi.ml)
+            end = 'destroyed'
+    log(f'detached: {uuid}, and {end}', loud=True)
+    return SUCCESS.status
+
+
 # ----------------------------------------------------------------------------------------------
 # 23. Checks: status, check-config, test-mail, test-ping
 # ----------------------------------------------------------------------------------------------
@@ -7612,6 +7685,7 @@ class StatusCheck:
         name, runs = run_name(store.config.path), {}       # type: str, Dict[str, LastRun]
         with tolerating(self.found['WARNING'], 'cannot tell how runs ended'):
             runs = store.runs()
+            self.found['OK'] += store.looks()
         last, logged = runs.pop(name, None), last_logged(store.config.settings.status_log)
         goes_on = last and not last.ended and is_in_work(last)
         # Others may have the same status log, as runs of some of the VMs have.
@@ -7847,7 +7921,10 @@ restore [<vm|uuid|backup|file>]
                            where the backup has them)
     disk=<device|position|name|uuid|all>
                            only this disk of the backup (see extract)
-    attach=<vm|uuid>       a disk: put it on this VM, which has to be halted
+    attach=<vm|uuid>       a disk: put it on this VM, too; one that runs can only
+                           read it (see detach), a halted one write it
+    mode=ro|rw             of attach=; HVM guests, as most are, take no ro
+    force                  write it also beside the original disk
     verify=yes|no          no: do not verify the backup first (default: yes)
 {quiet}
 {config}
@@ -7876,6 +7953,21 @@ extract <vm|uuid|backup|file>
 
   VmBackup.py extract web from=/root/night.cfg
   VmBackup.py extract web from=/root/night.cfg disk=xvdb to=/scratch/web-b.raw
+
+detach <uuid>
+  take a disk off a running VM that restore has put there
+
+  It is destroyed, too, if it could only be read there, and has no other user,
+  snapshot or copy; otherwise it is kept. `list` tells the uuids.
+
+    from=<config-file|backup_dir>
+                           where it is recorded (default: {{backup_dir}})
+{quiet}
+{config}
+{login}
+
+  VmBackup.py detach 4d9880f5-76b1-4b26-9676-af535f6e602f
+  VmBackup.py detach 4d9880f5-76b1-4b26-9676-af535f6e602f from=/root/night.cfg
 
 test-restore <vm-selector|backup>
   prove that backups can be restored; removes it again
@@ -8186,11 +8278,12 @@ def run_help(line: CommandLine):
 
 
 RUNS = {'backup': run_backup, 'preview': run_backup, 'list': run_list, 'verify': run_verify,
-        'restore': run_restore, 'extract': run_extract, 'test-restore': run_test_restore,
-        'stream': run_stream, 'prune': run_prune, 'protect': run_protect,
-        'unprotect': run_protect, 'status': run_status, 'check-config': run_check_config,
-        'config': run_config, 'test-mail': run_test_mail, 'test-ping': run_test_ping,
-        'create-password-file': run_create_password_file, 'example': run_help, 'help': run_help}
+        'restore': run_restore, 'extract': run_extract, 'detach': run_detach,
+        'test-restore': run_test_restore, 'stream': run_stream, 'prune': run_prune,
+        'protect': run_protect, 'unprotect': run_protect, 'status': run_status,
+        'check-config': run_check_config, 'config': run_config, 'test-mail': run_test_mail,
+        'test-ping': run_test_ping, 'create-password-file': run_create_password_file,
+        'example': run_help, 'help': run_help}
 
 
 def misplaced(word, line: Texts):

@@ -475,13 +475,14 @@ class Places(RestoreCase):
         done = self.assert_ends(2, self.restore('web'))
         self.assertIn('(it was exported by a newer release', done.output)
 
-    def test_attach_wants_a_halted_vm(self):
+    def test_attach_wants_a_halted_or_running_vm(self):
         shutil.rmtree(self.newest('web'))              # an image is the newest then
         self.xe('vm-start', 'uuid=' + self.uuid_of('web'))
-        self.refused('attach=web is not one VM that is halted (choose it by its uuid): %s (Running'
-                     % self.uuid_of('web'), self.restore('web', 'attach=web'))
-        self.refused('attach=nobody is not one VM that is halted (choose it by its uuid): no VM',
-                     self.restore('web', 'attach=nobody'))
+        self.sim.pool.call('VM.suspend', self.sim.pool.ref_of('VM', self.uuid_of('web')))
+        self.refused('attach=web is not one VM that is halted or runs (choose it by its uuid): %s '
+                     '(Suspended' % self.uuid_of('web'), self.restore('web', 'attach=web'))
+        self.refused('attach=nobody is not one VM that is halted or runs (choose it by its uuid): '
+                     'no VM', self.restore('web', 'attach=nobody'))
         self.refused('start= does not apply to ', self.restore('web', 'start=True'))
 
     def test_without_attach_the_next_commands_are_told(self):
@@ -781,7 +782,7 @@ class Namesakes(RestoreCase):
         image = self.dated('web')[0]
         first, second = [vm['uuid'] for vm in self.sim.pool.tables['VM'].values()
                          if vm['name_label'] == 'twin']
-        self.refused('attach=twin is not one VM that is halted (choose it by its uuid): %s '
+        self.refused('attach=twin is not one VM that is halted or runs (choose it by its uuid): %s '
                      '(Halted), %s (Running, on b)' % (first, second),
                      self.restore(image, 'attach=twin'))
         self.ok(self.restore(image, 'attach=' + first))

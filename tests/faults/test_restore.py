@@ -21,7 +21,8 @@ MARK = 'vmbackup_restore'
 SHARE = '.restore-'
 INTERNAL = ['INTERNAL_ERROR', 'Not_found']
 TRANSFERS = ('vm-import', 'vdi-import')
-OF_DISK = ('restore=db', 'attach=db')       # the words of a command
+OF_DISK = ('restore=db', 'attach=db', 'force=yes')     # the words of a command
+OF_LOOK = ('restore=gone', 'disk=xvdb', 'attach=desk')
 OF_TEST = ('test-restore=.*',)
 # Beside what FaultCase lets pass: what a new VM changes in others.
 PASSES = dict(PASSING, VM=PASSING['VM'] | {'VBDs'}, network={'VIFs'},
@@ -48,6 +49,7 @@ class RestoreFaults(MatrixCase):
                      'Pool-wide network associated with eth0', 'lab'],
                  'disks': [{'size': '2 MiB', 'fill': 0.5}, '1 MiB']},
                 {'name': 'db', 'disks': [{'size': '1 MiB', 'fill': 0.5}], 'ran': True},
+                {'name': 'desk', 'power_state': 'Running', 'domain_type': 'pv', 'disks': []},
                 {'name': 'other', 'disks': ['1 MiB'], 'snapshots': ['RESTORE_other']}]}
     constants = dict(DISCARD_PAUSES=(0.1, 0.2), BUSY_PAUSES=(0.3, 0.5), XAPI_PATIENCE=6,
                      SNAPSHOT_PAUSES=(0.05, 0.2, 0.5, 1.0))
@@ -75,6 +77,8 @@ class RestoreFaults(MatrixCase):
         self.undisturbed()
         self.notes = [self.as_restored('gone(-restored-[-0-9]+)?', 'gone', True),
                       self.as_restored('db 0-restored-[-0-9]+', 'db', False)]
+        self.notes.append(Restored('gone 1-restored-[-0-9]+', {'0': self.notes[0].disks['1']},
+                                   None))
         pool = self.sim.pool
         ref = pool.ref_of('VM', self.uuid_of('gone'))
         pool.call('VM.hard_shutdown', ref)
@@ -181,11 +185,13 @@ class RestoreFaults(MatrixCase):
 
     def look_at_disk(self, now, ref, extra, words):
         """Assert that a new disk is complete, and attached; it is extra no more."""
-        vdi, wanted = now['VDI'][ref], self.notes[1]
+        vdi, wanted = now['VDI'][ref], self.notes[2 if self.words == OF_LOOK else 1]
         self.assertRegex(vdi['name_label'], '^(%s)$' % wanted.name, words)
         self.assertTrue(wanted.disks['0'] == self.sim.pool.content[ref], words)
         holders = [now['VM'][now['VBD'][vbd]['VM']]['name_label'] for vbd in vdi['VBDs']]
-        self.assertEqual(['db'], holders, words)
+        self.assertEqual(['desk' if self.words == OF_LOOK else 'db'], holders, words)
+        if any(now['VBD'][vbd]['currently_attached'] for vbd in vdi['VBDs']):
+            self.assertIn('.look-%s.txt' % vdi['uuid'], os.listdir(self.backups), words)
         extra['VBD'] -= set(vdi['VBDs'])
         extra['VDI'] -= {ref}
         return 'disk'
@@ -206,6 +212,8 @@ class RestoreFaults(MatrixCase):
         self.assertEqual([], self.marks(), words)
         found = self.made(words)
         self.assertLessEqual(len(found), most, words)
+        looks = [name for name in os.listdir(self.backups) if name.startswith('.look-')]
+        self.assertLessEqual(len(looks), len(found) if self.words == OF_LOOK else 0, words)
         self.check_backups_on_disk(words)
         figures.add(self.kind, checks=4)
         return len(found)
@@ -421,13 +429,14 @@ class Refused(RestoreFaults):
 # The same with the restore of a disk that is attached, with a compressed archive, with a test of
 # both.
 globals().update(variants(
-    Ended, EndedOfDisk=dict(words=OF_DISK), EndedInTest=dict(words=OF_TEST),
+    Ended, EndedOfDisk=dict(words=OF_DISK), EndedOfLook=dict(words=OF_LOOK),
+    EndedInTest=dict(words=OF_TEST),
     EndedOfCompressed=dict(keys={'compress': 'True'}, ways=('SIGKILL of it and xe',))))
 globals().update(variants(
     AtFileOperations, AtFileOperationsOfDisk=dict(words=OF_DISK),
     AtFileOperationsInTest=dict(words=OF_TEST)))
 globals().update(variants(
-    Refused, RefusedOfDisk=dict(words=OF_DISK),
+    Refused, RefusedOfDisk=dict(words=OF_DISK), RefusedOfLook=dict(words=OF_LOOK),
     RefusedInTest=dict(words=OF_TEST, ways=('refuse', 'die')),
     DaemonDiesInTest=dict(words=OF_TEST, ways=('down', 'down-after'))))
 

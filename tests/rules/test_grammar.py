@@ -32,6 +32,7 @@ ROWS = {
     'restore': Row('vm-export={vm} from={config} preview', 'SUCCESS preview of restore',
                    former='local restore={vm} from={config} preview=True'),
     'extract': Row('vm-export={vm} from={config}', 'disk: xvda, position 0, '),
+    'detach': Row('nothing from={config}', 'no attached disk has this uuid: nothing', 2),
     'test-restore': Row('vm-export={vm} from={config}', 'can be restored',
                         former='local test-restore={vm} from={config}'),
     'stream': Row('vm-export={vm}', 'standard output gets the archive alone', 2),

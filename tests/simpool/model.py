@@ -1008,8 +1008,9 @@ class Pool(Transfers):
         domid = str(1 + max(int(each['domid']) for each in self.tables['VM'].values()))
         self.put('VM', vm, power_state=power_state, resident_on=host, domid=domid)
         if record['metrics'] in self.tables['VM_metrics']:
-            self.put('VM_metrics', record['metrics'], start_time=stamp(), hvm=True,
-                     VCPUs_number=record['VCPUs_at_startup'], current_domain_type='hvm')
+            self.put('VM_metrics', record['metrics'], start_time=stamp(),
+                     hvm=record['domain_type'] == 'hvm', VCPUs_number=record['VCPUs_at_startup'],
+                     current_domain_type=record['domain_type'])
         self.settle(vm)
 
     def _power_off(self, vm, power_state='Halted'):
@@ -1297,6 +1298,8 @@ class Pool(Transfers):
                             vm['power_state'].lower())
         if record['currently_attached']:
             raise XapiError('DEVICE_ALREADY_ATTACHED', vbd)
+        if vm['domain_type'] == 'hvm' and (record['type'], record['mode']) == ('Disk', 'RO'):
+            raise XapiError('DISK_VBD_MUST_BE_READWRITE_FOR_HVM', vbd)
         if record['VDI'] != NULL:
             self.assert_attachable(record['VDI'], record['mode'])
         self.mark_attached(vbd)

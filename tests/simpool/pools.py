@@ -15,6 +15,7 @@ All keys are optional but the names.
               "template": false, "tags": ["prod"], "other_config": {"key": "value"},
               "blocked_operations": {"snapshot": "why"}, "ha_restart_priority": "restart",
               "memory": "256 MiB", "vcpus": 1, "host": "host1", "firmware": "bios",
+              "domain_type": "hvm",                 or pv
               "vtpm": true, "usb": true,            a passed-through USB device
               "disks": ["8 MiB", {"size": "8 MiB", "name": "web 0", "description": "", "sr": "...",
                         "fill": 0.5, "seed": "...", "device": "0", "bootable": true, "mode": "RW",
@@ -55,12 +56,12 @@ KEYS = {thing: words.split() for thing, words in {
     'host': 'name address',
     'SR': 'name type size shared host content isos',
     'VM': 'name uuid description power_state template tags other_config blocked_operations'
-          ' ha_restart_priority memory vcpus host firmware vtpm usb disks cd networks ran snapshots'
-          ' count',
+          ' ha_restart_priority memory vcpus host firmware domain_type vtpm usb disks cd networks'
+          ' ran snapshots count',
     'disk': 'size name description sr fill seed device bootable mode owner on_boot sharable',
 }.items()}
 ONE_OF = {'power_state': ('Halted', 'Running', 'Paused', 'Suspended'), 'firmware': ('bios', 'uefi'),
-          'mode': ('RO', 'RW'), 'on_boot': ('persist', 'reset')}
+          'domain_type': ('hvm', 'pv'), 'mode': ('RO', 'RW'), 'on_boot': ('persist', 'reset')}
 
 DEMO = {
     'name': 'demo pool',
@@ -322,6 +323,8 @@ class _Builder:
         if uefi:
             fields.update(HVM_boot_params={'order': 'cd', 'firmware': 'uefi'},
                           NVRAM={'EFI-variables': 'QUFBQQ=='})
+        if vm.get('domain_type') == 'pv':
+            fields.update(domain_type='pv', HVM_boot_policy='', HVM_boot_params={})
         return fields
 
     def add_disk(self, vm, name, number, disk):

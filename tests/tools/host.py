@@ -483,6 +483,56 @@ class HostTest:
         self.check_clean('after the restores')
         return '%d disks as a file, a stream, a disk' % len(VMS['many'])
 
+    def look(self, place):
+        """A disk on a VM that runs, and off it: HVM takes none to be read alone, PV does."""
+        config = self.config(place, *self.rules('vm-export', 'many'))
+        self.back_up(config)
+        vm, told = self.original(self.pool.tables(), 'none'), []
+        for kind, policy, more, end in (('HVM', 'BIOS order', ['mode=rw'], 'kept'),
+                                        ('PV', '', [], 'destroyed')):
+            try:
+                self.set_policy(policy)
+                self.pool.xe('vm-start', 'uuid=' + vm['uuid'])
+                told.append(kind + ' ' + end)
+            except Broken as error:
+                told.append('%s not tried: %s' % (kind, ' '.join(str(error).split())))
+            else:
+                try:
+                    self.looked(config, place, more, end)
+                finally:
+                    self.pool.xe('vm-shutdown', 'uuid=' + vm['uuid'], '--force')
+            self.check_clean('after detach')
+        self.set_policy(vm['HVM_boot_policy'])
+        return ', '.join(told)
+
+    def set_policy(self, policy):
+        vm = self.original(self.pool.tables(), 'none')
+        if vm['HVM_boot_policy'] != policy:            # else a simulated pool has it
+            self.pool.xe('vm-param-set', 'uuid=' + vm['uuid'], 'HVM-boot-policy=' + policy)
+
+    def looked(self, config, place, more, end):
+        """One disk attached, listed, detached; `end`: what becomes of it."""
+        name = self.name('look-%d' % next(self.numbers))
+        words = self.restore_words(self.backup_of(config, 'many'), name, 'disk=xvdb',
+                                   'attach=' + self.name('none'))
+        if more and 'HVM' not in self.vmbackup(*words, wanted=(2,), what='attach= of HVM'):
+            raise Broken('it is not refused read-only, or not with the reason')
+        self.vmbackup(*words, *more, what='attach=')
+        tables = self.pool.tables()
+        vdi, = [each for each in tables['VDI'].values() if each['name_label'] == name]
+        vbd, = [tables['VBD'][ref] for ref in vdi['VBDs']]
+        if (vbd['mode'], vbd['currently_attached']) != ('RW' if more else 'RO', True):
+            raise Broken('it is attached as %s, %s' % (vbd['mode'], vbd['currently_attached']))
+        for command in 'list', 'status':
+            if vdi['uuid'] not in self.vmbackup(command, config, what=command):
+                raise Broken(command + ' does not name it')
+        if ', and ' + end not in self.vmbackup(
+                'detach', vdi['uuid'], 'from=' + config, *self.new_login(place), what='detach'):
+            raise Broken('it is not ' + end)
+        if end == 'kept':
+            self.pool.xe('vbd-destroy', 'uuid=' + vbd['uuid'])
+            self.pool.xe('vdi-destroy', 'uuid=' + vdi['uuid'])
+
     def rotated(self, place):
         config = self.config(place, *self.rules('vm-export', 'one'))
         self.back_up(config)
@@ -522,12 +572,16 @@ class HostTest:
 
     def stream_words(self, place, word, *more):
         config = self.config(place)
-        login = self.options.login
-        if login != 'local':
-            login = os.path.join(place, 'password')
+        return ['stream', self.name(word), 'from=' + config, *self.new_login(place), *more]
+
+    def new_login(self, place):
+        """The login of a command that comes first."""
+        if self.options.login == 'local':
+            return []
+        login = os.path.join(place, 'password')
+        if not os.path.exists(login):
             self.vmbackup(self.options.login, 'create-password-file=' + login)
-            more += ('password-file=' + login,)
-        return ['stream', self.name(word), 'from=' + config] + list(more)
+        return ['password-file=' + login]
 
     def streamed(self, place, compress):
         """A stream that another program imports as it comes."""
@@ -640,7 +694,7 @@ def scenarios(restarts):
                        ('vm-export', ('one', 'many'), 'parallel=2')),
               Scenario('single disks', HostTest.single_disks, ('none',)),
               Scenario('single disks zstd', HostTest.single_disks, ('zstd',), ('zstd',)),
-              Scenario('commands', HostTest.looked_at),
+              Scenario('a look', HostTest.look), Scenario('commands', HostTest.looked_at),
               Scenario('rotation', HostTest.rotated)]
     for act in ['SIGKILL', 'SIGTERM'] + ['restart'] * restarts:
         for method, steps in STEPS.items():
