@@ -230,9 +230,9 @@ Warned = List[str]             # warnings, to which more may be added
 Size = Optional[int]           # bytes, None where nothing tells it
 Time = Optional[str]           # as iso() writes it, the same
 
-# Codes of ours, beside xapi's: a command did not end in time; a transfer did not move; xapi was not
-# there, so that nothing was begun; it was not, or ended meanwhile; a disk is somebody else's.
-TIMED_OUT, STALLED, REFUSED, UNREACHABLE = 'TIMED_OUT', 'STALLED', 'REFUSED', 'UNREACHABLE'
+# Codes of ours, beside xapi's: a command did not end in time; xapi was not there, so that nothing
+# was begun; it was not, or ended meanwhile; a disk is somebody else's.
+TIMED_OUT, REFUSED, UNREACHABLE = 'TIMED_OUT', 'REFUSED', 'UNREACHABLE'
 WENT_AWAY = (REFUSED, UNREACHABLE, 'HANDLE_INVALID')   # the last: it forgot the task
 NOT_OURS = 'NOT_OURS'
 IN_USE, FULL, HAS_USB = 'VDI_IN_USE', 'SR_FULL', 'VM_HAS_VUSBS'
@@ -1451,7 +1451,7 @@ class Watchdog:
             self.seen, self.standing = (size, shares), stopwatch()
         if self.standing() > self.limit:
             raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
-                                f'with {human_size(size)} {self.verb}', STALLED)
+                                f'with {human_size(size)} {self.verb}')
 
     def feed(self, stream):
         """Write all pieces, or until the child ends, and close the stream. Raise what they do."""
@@ -3491,7 +3491,6 @@ def select_histories(found: Sequence[History], config: Config, keep=1):
 # No directory of ours is deleted through a symbolic link, nor what is mounted in it. Before it is
 # deleted it gets a name that counts as no backup, so that a kill in the midst leaves none in part.
 
-RUN_PATIENCE = 3           # seconds; `status` may look at the lock
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 # Seconds without a change on a share that cannot lock, after which another host is not taken to be
 LONGEST_PAUSE = 900        # at work: where the pool would show it, but for pauses between exports,
@@ -3519,14 +3518,6 @@ def drop_record(path):
         remove(note_of(path))
 
 
-def check_readable(document: Record):
-    """Raise TargetError for a manifest or record that we could not read again."""
-    try:
-        parse_json(encoded(as_json(document)))
-    except ValueError as error:
-        raise TargetError(f'its record would be too long: {error} (shorten its tags and names)')
-
-
 def set_intent(backup: Backup, intent: Intent):
     """Record, on stable storage, a snapshot that is about to be made, or now has a uuid."""
     note(backup.file(INTENT), intent)
@@ -3535,11 +3526,11 @@ def set_intent(backup: Backup, intent: Intent):
 
 def finish_deleting(path):
     """Go on deleting. What has something of a person in it gets its own name back, and that is
-    told; what is protected by now, too, and False is returned. Raise TargetError, OSError."""
+    told, or what is protected by now, and that is a TargetError. Raise that, OSError."""
     name = basename(path)[len(DELETING):]
     if is_there(join(path, PROTECTED)):
         rename(path, name)
-        return False
+        raise TargetError('it is protected')
     refuse_mounts(path)
     stays = []                 # type: List[str]
     with hold(path):
@@ -3557,7 +3548,6 @@ def finish_deleting(path):
         log(f'***NOTE - {path} stays, with what this program did not make: {abbreviate(stays)}')
     else:
         remove(path, True)
-    return True
 
 
 class NewBackup(Backup):
@@ -3581,7 +3571,6 @@ class NewBackup(Backup):
             sizes[portable(name)] = size_of(path)
         check_held(self.path)
         manifest = dict(document, number=self.manifest.number, files=sizes)
-        check_readable(manifest)
         write_json(self.file(MANIFEST), manifest)
         write_whole(self.file(MARKERS[large]), b'')
         check_held(self.path)
@@ -3643,8 +3632,7 @@ class Store(Catalogue):
             if not samestat(status_of(deleting), fstat(HELD[backup.path][0])):
                 rename(deleting, name)
                 raise TargetError('it was replaced by another directory meanwhile')
-        if not finish_deleting(deleting):
-            raise TargetError('it is protected')
+        finish_deleting(deleting)
 
     def write_test(self):
         """Return the path of a file that shows whether one can be written, of no other run."""
@@ -3752,11 +3740,6 @@ class Store(Catalogue):
             except BlockingIOError:
                 return True
         return None
-
-    def goes_on(self, name, run: LastRun):
-        """Return whether a run without an end is at work, by its lock or else by its process."""
-        locked = self.is_locked(name)
-        return is_in_work(run) if locked is None else locked
 
     @contextmanager
     def restoring(self, pool, name, since):
@@ -4006,12 +3989,8 @@ def xmlrpc_value(ova):
 
 def ova_objects(ova):
     """Return an ova.xml's records by class and id, within damaged_if_malformed."""
-    document = xmlrpc_value(ova)
-    version = document['version']['export_vsn']
-    if version != '2':
-        raise ValueError(f'unknown version of the format: {version}')
     objects = defaultdict(dict)            # type: Dict[str, Records]
-    for each in document['objects']:
+    for each in xmlrpc_value(ova)['objects']:
         objects[each['class']][each['id']] = each['snapshot']
     return objects
 
@@ -4044,8 +4023,6 @@ def archived_vm(ova):
     """Return the VM of an ova.xml, the only one, with what its archive has to hold."""
     with damaged_if_malformed():
         objects = ova_objects(ova)
-        if len(objects['VM']) != 1:
-            raise ValueError(f'{len(objects["VM"])} VMs in it, where one was expected')
         vm, = objects['VM'].values()
         places, disks, vifs = {}, [], []   # type: Dict[str, Tuple[str, str]], List[Any], List[Any]
         for vbd in objects['VBD'].values():
@@ -4113,17 +4090,6 @@ class Reader:
         """Yield what is still to be read; each piece is gone with the next."""
         for got in iter(lambda: self.more(self.view), 0):
             yield self.view[:got]
-
-    def failed_export(self):
-        """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
-        found = None
-        with suppress(OSError):
-            end = pread(self.handle, 4096, max(0, fstat(self.handle).st_size - 4096))
-            found = search(rb'HTTP/1\.\d 500(?:.*</h1>)?(.*)', end, DOTALL)
-        if not found:
-            return ''
-        words = sub(b'<[^>]*>', b' ', found.group(1))
-        return ': the export failed: ' + ' '.join(decoded(words).split())
 
     def position(self):
         """Return how far it was read, and let the system forget that; lseek(2) waits for reads."""
@@ -4434,14 +4400,11 @@ def tar_header(head):
 
 @contextmanager
 def opened(path, form):
-    """Yield the Reader of a file, which unpacks all but images; if that is Damaged, say why."""
+    """Yield the Reader of a file, which unpacks all but images."""
     kind = ArchiveReader if form == '.xva' else Reader
     with reading(path) as stream, closing(
             kind(stream.fileno(), path.endswith(('.raw', '.vhd')))) as reader:
-        try:
-            yield reader
-        except Damaged as error:
-            raise Damaged(f'{error}{reader.failed_export()}')
+        yield reader
 
 
 def archive_for_import(path, name, mark, readers: List[Reader]):
@@ -4684,27 +4647,24 @@ class Verifier:
 
     def prove_in(self, backup: Backup, name):
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
-        plain = plain_name(name)
         proof = self.prove(backup.file(name), backup.disk_size(name))
         meant = backup.manifest.snapshot
         if proof.vm and meant not in (None, proof.vm):
             raise Damaged(f'it is of another snapshot: {proof.vm}, not {meant}')
-        if check_digest(backup, name, proof.digest) and plain.endswith(('.raw', '.vhd')):
+        if check_digest(backup, name, proof.digest) and form_of(name) in ('.raw', '.vhd'):
             return proof._replace(proved='checksums')
         return proof
 
     def check(self, backup: Backup):
         """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
-        digests = {}           # type: Strings
-        proved = []
+        proofs = {}            # type: Dict[str, Proof]
         for name in backup.check_archives():
             try:
-                proof = self.prove_in(backup, name)
+                proofs[portable(plain_name(name))] = self.prove_in(backup, name)
             except (Damaged, CommandFailed) as error:
                 raise type(error)(f'{name}: {error}')
-            digests[portable(plain_name(name))] = proof.digest
-            proved.append(proof.proved)
-        found = Verified(min(proved, key=list(PROVED).index), digests, [], [])
+        least = min((proof.proved for proof in proofs.values()), key=list(PROVED).index)
+        found = Verified(least, {name: proofs[name].digest for name in proofs}, [], [])
         if found.proved == 'length':
             found.remarks.append('the size of its disk is not known')
         if not backup.manifest.known and is_there(backup.file(MANIFEST)):
@@ -4743,11 +4703,9 @@ class Verifier:
 # it would be, and it is new and carries our label. Never by its name, nor by what a share says.
 
 SET_PIPE_SIZE = 1031       # F_SETPIPE_SZ (Linux: fcntl.h), which Python has since 3.10
-STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 LEFT_OUT = '{0.device} ({0.name}): {0.why}'        # a disk that is not exported
 # Recorded from xapi 26.17.0; vhd-tool: channels.ml.
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
-NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multiple of 2 MiB'
 # xapi: xapi_vm_lifecycle.ml; running or not. xe's commands for it: cli_frontend.ml, records.ml.
 USB = ('xapi takes no snapshot of a VM with a USB device passed through. What works: vdi-export= '
        'of its boot disk (vdi_disks=boot); to take the device off: xe vusb-list vm-uuid={0}, then '
@@ -4927,11 +4885,8 @@ class Remover(Operator):
                         found.when >= intent.since and found.label == names.get(found.of)):
                     # One request of ours may make two where xapi ends (recorded from 26.17.0).
                     clear = self.doubt(kind, found, backup)
-                elif found.label == intent.label:
-                    if intent.noted:
-                        self.warn_of(found)
-                    elif found.when >= intent.since:
-                        clear = self.doubt(kind, found, backup)
+                elif found.label == intent.label and (intent.noted or found.when >= intent.since):
+                    clear = self.doubt(kind, found, backup)
             self.destroy(halves)
         return clear
 
@@ -4975,11 +4930,6 @@ class Remover(Operator):
             'uuid={0}; to keep it: delete {4})'.format(found.uuid, found.label, word, verb,
                                                        backup.file(INTENT)))
         return False
-
-    def warn_of(self, found: Snapshot):
-        """Warn of a snapshot that may be ours."""
-        self.warnings.append(f'the snapshot {found.uuid}, called {found.label}, was not made by '
-                             'this program as far as it knows: not touched')
 
 
 class Exporter(Remover):
@@ -5039,7 +4989,8 @@ class Exporter(Remover):
             if disk.size > LARGEST_EXPORT:
                 yield 'ERROR', f'{TOO_LARGE}: {what}'
             elif disk.size % VHD_BLOCK:
-                yield 'WARNING', f'{NEVER_ENDS}: {what}'
+                yield 'WARNING', ('xapi never finishes a VHD export of a disk whose size is no '
+                                  f'multiple of 2 MiB: {what}')
 
     def choose_source(self, vm: Vm):
         """Choose the disks, prepare the record; a disk's later snapshots are known by time."""
@@ -5053,6 +5004,7 @@ class Exporter(Remover):
         for level, text in self.remarks():
             if level == 'ERROR':
                 raise BackupFailed(self.export_token, text)
+            log(f'***NOTE - {text}')
         taken = self.disks
         before = [*vm.record['snapshots']]
         if self.kind == 'VM':
@@ -5077,12 +5029,8 @@ class Exporter(Remover):
     @contextmanager
     def snapshot(self, backup: Backup, warned_of: Texts):
         """Make and prepare a snapshot, yield it; whatever happens, remove it or keep its record."""
-        waited = stopwatch()
-        with self.pool.snapshotting:
-            if waited() > STALE:
-                self.choose_source(self.pool.reread(self.vm))
-            with failing_as(self.snapshot_token):
-                snapshot = self.take(backup, warned_of)
+        with self.pool.snapshotting, failing_as(self.snapshot_token):
+            snapshot = self.take(backup, warned_of)
         prepared = exported = False
         try:
             with failing_as(self.prepare_token):
@@ -5114,17 +5062,16 @@ class Exporter(Remover):
         try:                   # by uuid=, as vm= also finds a VM that is named so
             uuid = self.xe.tell(self.kind.lower() + '-snapshot', uuid=intent.of, **words)
             log('snap-uuid: ' + uuid)
-            if match(UUID + r'\Z', uuid):
-                self.write_intent(backup, intent._replace(uuid=uuid))
             made = None        # type: Optional[Snapshot]
             for each in self.pool.snapshots(self.kind, [intent.ref]):
                 if each.ref in intent.before:
                     if each.label == intent.label and each.uuid not in warned_of:
-                        self.warn_of(each)
+                        self.warnings.append(
+                            f'the snapshot {each.uuid}, called {each.label}, was not made by this '
+                            'program as far as it knows: not touched')
                 elif each.uuid == uuid:
                     made = each
             if not made:
-                self.write_intent(backup, intent)
                 raise CommandFailed('xe printed no uuid of a snapshot that is new')
             self.write_intent(backup, self.with_disks(intent, made))
             return made
@@ -5186,8 +5133,7 @@ class Exporter(Remover):
 
     def export(self, file: ExportFile, path, watchdog: Watchdog):
         """Export an archive, of which xe has to say so, too (see Xe.transfer), or a disk."""
-        uuid = file.snapshot.uuid
-        size = file.snapshot.size
+        uuid, size = file.snapshot.uuid, file.snapshot.size
         packing = compression_of(path)
         if self.archive:
             with handed(path) as at:
@@ -5199,18 +5145,13 @@ class Exporter(Remover):
             return
         form = form_of(path)
         words = {'format': form[1:], 'uuid': uuid}
-        try:
-            if not packing.ending:
-                with handed(path) as at:
-                    self.xe.tell('vdi-export', watchdog=watchdog, at=at, filename=path, **words)
-            else:
-                with create(path) as stream:
-                    self.xe.tell('vdi-export', watchdog=watchdog, filename='', packer=(
-                        packing_command(packing), stream.fileno()), **words)
-        except CommandFailed as error:
-            if form == '.vhd' and size % VHD_BLOCK and error.code == STALLED:
-                raise CommandFailed(f'{error}: {NEVER_ENDS}')
-            raise
+        if not packing.ending:
+            with handed(path) as at:
+                self.xe.tell('vdi-export', watchdog=watchdog, at=at, filename=path, **words)
+        else:
+            with create(path) as stream:
+                self.xe.tell('vdi-export', watchdog=watchdog, filename='', packer=(
+                    packing_command(packing), stream.fileno()), **words)
         if form == '.raw' and not packing.ending and size_of(path) != size:
             raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {size}')
 
@@ -6095,7 +6036,6 @@ class VmBackup(Turn):
             with exporter.snapshot(self.backup, warned_of) as snapshot:
                 check_signals()
                 self.manifest = self.describe(snapshot)
-                check_readable(self.manifest)
                 if self.settings.pre_clean:
                     self.prune(self.judged())
                     self.reserved = sum(self.before.values())
@@ -6158,13 +6098,19 @@ class VmBackup(Turn):
         return 0
 
     def describe(self, snapshot: Snapshot):
-        """Return the manifest, as far as it is known before the export."""
+        """Return the manifest, as far as it is known before the export. Raise TargetError if we
+        could not read it again."""
         vm = self.job.vm
-        return dict(
+        told = dict(
             schema=1, version=VERSION, method=self.job.method, host=this_host(),
             vm=dict(name=vm.name, uuid=vm.uuid, tags=vm.record.get('tags', [])),
             started=iso(self.began), earlier=self.owner().earlier, snapshot=snapshot.uuid,
             **disks_told(self.exporter), **self.shared.identity)
+        try:
+            parse_json(encoded(as_json(told)))
+        except ValueError as error:
+            raise TargetError(f'its record would be too long: {error} (shorten its tags and names)')
+        return told
 
     def export(self, snapshot: Snapshot):
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
@@ -6409,7 +6355,7 @@ class BackupRun(Shared):
             narrowed = any(rule.method == 'vm' for rule in self.config.rules)
             name = run_name(self.config.path, ' vm=' * narrowed)
             try:
-                self.recorded.enter_context(self.store.locked(name, RUN_PATIENCE))
+                self.recorded.enter_context(self.store.locked(name, 0))
                 with suppress(KeyError, TargetError, OSError):     # none, or a damaged one
                     self.warnings.known = self.store.runs()[name].warnings
                 this_run = LastRun(begun, this_host(), process(), warnings=self.warnings.known)
@@ -7437,9 +7383,8 @@ def run_test_restore(line: CommandLine):
 SYSTEMS = (                # name, where its magic is, that, and what mount needs; None: no mount
     ('ext2/3/4', 1080, b'\x53\xef', ',noload'), ('xfs', 0, b'XFSB', ',norecovery,nouuid'),
     ('NTFS', 3, b'NTFS    ', ''), ('FAT32', 82, b'FAT32', ''), ('LVM', 536, b'LVM2 001', None),
-    ('LUKS', 0, b'LUKS', None), ('unknown', 0, b'', None))
-EXTENDED = (5, 15, 0x85)   # types of an MBR's entry that holds a chain of further tables
-MOST_PARTITIONS = 128      # in a table
+    ('LUKS', 0, b'LUKS', None), ('a partition table', 510, b'\x55\xaa', None),
+    ('unknown', 0, b'', None))
 
 
 def system_at(handle, begin):
@@ -7448,41 +7393,24 @@ def system_at(handle, begin):
                 if pread(handle, len(magic), begin + at) == magic)
 
 
-def mbr_partitions(handle):
-    """Yield first sector and number of sectors of an MBR's partitions, those of its chain last."""
-    chain, first, tables = [0], 0, 0
-    while chain and tables < MOST_PARTITIONS:
-        here = chain.pop()
-        tables += 1
-        sector = pread(handle, BLOCK, here * BLOCK).ljust(BLOCK, b'\0')
-        for kind, begin, size in struct.iter_unpack('<4xB3xII', sector[446:510]):
-            if sector[510:] != b'\x55\xaa' or not size:
-                continue
-            if kind in EXTENDED:
-                chain.append(first + begin)
-                first = first or begin
-            else:
-                yield here + begin, size
-
-
 def partitions(handle):
-    """Return the kind of a disk's partition table, '' for none, and begin and bytes of each
-    partition in it."""
+    """Return the kind of a disk's partition table, 'no' for none, and begin and bytes of each
+    partition in it, and of the tables of further ones, which `losetup -P` finds."""
     head = pread(handle, 2 * BLOCK, 0).ljust(2 * BLOCK, b'\0')
     end = fstat(handle).st_size // BLOCK
     found = []                 # type: List[Tuple[int, int]]   # in sectors
     if head[BLOCK:BLOCK + 8] == b'EFI PART':
         kind = 'GPT'
-        table_at, count, each = struct.unpack_from('<QII', head, BLOCK + 72)
-        for number in range(min(count, MOST_PARTITIONS)):
-            entry = pread(handle, 48, min(end, table_at) * BLOCK + number * each)
-            begin, last = struct.unpack('<32xQQ', entry.ljust(48, b'\0'))
+        table_at, = struct.unpack_from('<Q', head, BLOCK + 72)
+        table = pread(handle, 128 * 128, min(end, table_at) * BLOCK)       # entries of bytes
+        for begin, last in struct.iter_unpack('<32xQQ80x', table[:len(table) // 128 * 128]):
             if 0 < begin <= last < end:                # else it is not used, or a lie
                 found.append((begin, last - begin + 1))
-    elif system_at(handle, 0)[0] == 'unknown' and head[510:512] == b'\x55\xaa':
-        kind, found = 'MBR', list(mbr_partitions(handle))
+    elif system_at(handle, 0)[0] == 'a partition table':
+        kind = 'MBR'
+        found = [each for each in struct.iter_unpack('<8xII', head[446:510]) if each[1]]
     else:
-        return '', []
+        return 'no', [(0, fstat(handle).st_size)]
     return kind, [(begin * BLOCK, size * BLOCK) for begin, size in found]
 
 
@@ -7492,8 +7420,8 @@ def tell_partitions(path):
     with reading(path) as stream:
         handle = stream.fileno()
         kind, found = partitions(handle)
-        log(f'  {kind or "no"} partition table')
-        for number, (begin, size) in enumerate(found or [(0, fstat(handle).st_size)], 1):
+        log(f'  {kind} partition table')
+        for number, (begin, size) in enumerate(found, 1):
             name, more = system_at(handle, begin)
             log(f'  {number}: {human_size(size)} at byte {begin}: {name}')
             if more is not None:
@@ -7670,7 +7598,7 @@ class StatusCheck:
         with tolerating(self.found['WARNING'], 'cannot tell how runs ended'):
             runs = store.runs()
         last, logged = runs.pop(name, None), last_logged(store.config.settings.status_log)
-        goes_on = last and not last.ended and store.goes_on(name, last)
+        goes_on = last and not last.ended and is_in_work(last)
         # Others may have the same status log, as runs of some of the VMs have.
         others = [run.begun for run in runs.values()]
         if logged and not goes_on and logged.begun not in others:

@@ -490,10 +490,8 @@ class Troubles(PoolCase):
 
     @prints('VERIFY-FAIL')
     def an_archive_is_damaged(self):
-        output = self.back_up('vm-export=db', VMBACKUP_XE=self.xe_that(
+        return self.back_up('vm-export=db', VMBACKUP_XE=self.xe_that(
             'printf "HTTP/1.0 500 x</h1>y" >> "$1"')).output
-        self.assertIn('the export failed: y', output)
-        return output
 
     @prints('this host has no libxxhash', 'intact, but not the file that was verified first',
             'it is of another snapshot')
