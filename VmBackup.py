@@ -505,15 +505,6 @@ def abbreviate(texts: Texts):
     return ', '.join(texts[:MOST_NAMES]) + (f' and {more} more' if more > 0 else '')
 
 
-def cut(text, columns):
-    """Return as much of a text as a terminal shows in so many columns, or less."""
-    for index, letter in enumerate(text):
-        columns -= 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
-        if columns < 0:
-            return text[:index]
-    return text
-
-
 def shell_word(text):
     """Return text as one word for bash, which can be shown and pasted whatever is in it."""
     text = portable(text)
@@ -594,7 +585,7 @@ class Console:
         if self.passing:
             import shutil
             width, height = shutil.get_terminal_size()             # 0 on a serial console
-            self.shown = '\n'.join(cut(each, (width or 80) - 1) for each in
+            self.shown = '\n'.join(each[:(width or 80) - 1] for each in
                                    list(self.passing.values())[:height or 24])
         self.put(self.stream, clear + text + self.shown)
 
@@ -639,7 +630,6 @@ def log(*lines, loud=False):
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
 NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # no other of Python's
-FAMILIAR = {'dry_run': 'preview', 'check': 'check-config'}     # words of other programs
 
 
 class Rule(NamedTuple):
@@ -683,8 +673,7 @@ def unquoted(text, marks='#'):
 def nearest(word, known: Iterable[str], remark=', perhaps {}'):
     """Return a remark on what a mistyped word may stand for, '' where nothing is like enough."""
     import difflib
-    word = word.lower().lstrip('-')
-    found = difflib.get_close_matches(FAMILIAR.get(word, word), known, 1, 0.75)
+    found = difflib.get_close_matches(word.lower().lstrip('-'), known, 1, 0.75)
     return remark.format(*found) if found else ''
 
 
@@ -902,9 +891,6 @@ def config_of(line: CommandLine):
             raise UsageError(f'a config file stands alone: {word} (vm=SELECTOR chooses some of its '
                              'VMs; a password goes into a file, password-file=FILE)')
         rules.append(selector(word))
-    for rule in rules:
-        if search(r'/|\.\w{1,4}$', rule.text):
-            log(f'***NOTE - no file {rule.text}: taken as a VM name or regex', loud=True)
     config = parse_config([], '', line)
     return config._replace(rules=(*rules, *config.rules))
 
@@ -1127,16 +1113,12 @@ class Plan:
         self.invalid = []      # type: List[Rule]      # those with a retention that is no number
         self.messages, self.warnings = [], []      # type: List[str], List[str]
         self.errors = []       # type: List[str]       # with any of these nothing is backed up
-        names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
             if rule.method == 'exclude-disk' and not (saved or regex_of(rule.word)):
                 self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
                                        'the name of a disk')
             if rule.method in ('vm', 'exclude-disk'):
                 continue
-            if rule.keep is not None and rule.kind == 'name' and rule.text in names:
-                if not any(matches(rule.word, name) for name in names - {rule.text}):
-                    rule = rule._replace(word=rule.text, keep=None)    # a name that ends in :N
             found = self.selected(rule)
             for vm in found:
                 if vm.ref not in self.wanted:
@@ -1199,11 +1181,8 @@ class Plan:
             return
         is_export = rule.method in EXPORTS
         level = 'WARNING' if hint or is_export else 'NOTE'
-        # What was meant as NAME:N; only of such a VM if it ends as a regex can, too.
-        found = is_export and by_name and not hint and match(
-            r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', rule.word, DOTALL)
-        if found and (found.lastindex == 2 or any(matches(found[1], vm.name) for vm in self.vms)):
-            self.invalid.append(rule)
+        if is_export and by_name and not hint and search(r':\s*[+-]?\w*\Z', rule.word):
+            self.invalid.append(rule)              # meant as NAME:N
             self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text}{line}')
             return
         if self.only and not self.is_concerned('vm', rule):
@@ -1700,14 +1679,7 @@ def run_hook(argv: Texts, own: Dict[str, bytes], timeout, cuttable, tell: Callab
     with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **own}) as child:
         listener = Thread(target=listen, daemon=True)
         listener.start()
-        try:
-            attend([child], ended, argv, timeout, cuttable)
-        except BaseException:                          # end it, and whatever it has started
-            send_signal(SIGTERM, child)
-            with suppress(TargetError):
-                bounded('', ended, limit=REAP_TIMEOUT)
-            send_signal(SIGKILL, child)
-            raise
+        attend([child], ended, argv, timeout, cuttable)
         listener.join(LAST_WORDS)
     status = child.returncode
     if status:
@@ -5808,7 +5780,7 @@ class Run:
         if self.settings.mail_to and verdict != SKIPPED and wanted[self.settings.mail_mode]:
             subject = f'{words}{verdict.token} - {counts}'
             if verdict.status:
-                subject += ' - ' + cut(told[0].partition(' ')[2], 100)
+                subject += ' - ' + told[0].partition(' ')[2][:100]
             Signals.current.at_once = True             # a mail may be cut
             with self.until_ended():
                 self.mailed = send_mail(self.settings, subject, told, self.outcomes)
@@ -8129,9 +8101,7 @@ def run_config(line: CommandLine):
     """Print the same config, or one to begin with; return the exit status. Raise ConfigError."""
     config, text = open_config(line).config, CONFIG_HEAD
     for name, sample in SHOWN_KEYS.items():
-        value, key = value_text(name, config), KEY[name]
-        if not config.path and config.given[name][1] == 'default':
-            value = sample
+        key, value = KEY[name], value_text(name, config) if config.asks_for(name) else sample
         meaning = sub('^ +', '# ', key.meaning, flags=MULTILINE)
         text += f'\n{meaning}# (default: {key.default or "empty"}{key.hint()})\n{name}={value}\n'
     rules = ''.join(f'{rule.method}={rule.text}\n' for rule in config.rules)

@@ -433,7 +433,7 @@ class Troubles(PoolCase):
             'vm-export=gone', 'vm-export=nothing.*', 'vm-export=twin', 'vm-export=d[b',
             'vm-export=db:x'))
 
-    @prints('***NOTE - no file', 'ERROR unknown option', 'SESSION_AUTHENTICATION_FAILED',
+    @prints('ERROR unknown option', 'SESSION_AUTHENTICATION_FAILED',
             'no password in password file', 'can be read by others', 'is not UTF-8 text')
     def words_and_files_are_not_what_they_should_be(self):
         empty, shared = self.put_file('empty', '\n'), self.put_file('pass', 'cGFzc3dvcmQ=\n')
@@ -441,9 +441,8 @@ class Troubles(PoolCase):
         os.chmod(shared, 0o644)
         latin = self.put_file('latin.cfg', 'vm-export=büro\n'.encode('latin1'))
         return ''.join(self.vmbackup(*words).output for words in (
-            ('password', 'weekend.cfg', 'preview'), ('password', 'db', 'prevew'),
-            ('wrong', 'db', 'preview'), (empty, 'db', 'preview'), (shared, 'db', 'preview'),
-            ('password', latin, 'preview')))
+            ('password', 'db', 'prevew'), ('wrong', 'db', 'preview'), (empty, 'db', 'preview'),
+            (shared, 'db', 'preview'), ('password', latin, 'preview')))
 
     @prints('ERROR: config backup_dir is not writable')
     def backup_dir_is_not_writable(self):
