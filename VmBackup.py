@@ -1975,8 +1975,6 @@ class Pool:
         except (OSError, http.client.HTTPException) as error:
             words = getattr(error, 'strerror', '') or str(error) or type(error).__name__
             code = UNREACHABLE
-        if 'CERTIFICATE_VERIFY_FAILED' in words:
-            words += f' (it is none of {POOL_CERTIFICATES}; local as the password needs none)'
         what = 'login at ' + self.shown if method == 'login_with_password' else method
         raise PoolError(f'XenAPI {what} failed: {words[:LONGEST_LINE]}', code) from cause
 
@@ -2679,9 +2677,9 @@ def write_whole(path, data, alone=''):
         raise
 
 
-def write_json(path, value):
+def write_json(path, value, alone=''):
     """Write a value as JSON (see `write_whole`)."""
-    write_whole(path, encoded(as_json(value)))
+    write_whole(path, encoded(as_json(value)), alone)
 
 
 def run_create_password_file(line: CommandLine):
@@ -2870,6 +2868,13 @@ PROVED = {                 # from least to most
     'restorable': 'intact, but xe vm-import refuses it as it is: use the command restore',
     'structure': 'the structure is intact',
     'checksums': 'all checksums match'}
+DISK = dict.fromkeys(['uuid', 'device', 'name', 'file', 'why'], str)
+FINDING = {'when': seconds_of, 'fault': str, 'proved': str, 'sr': str, 'seconds': int}
+SHAPE = {                  # of a manifest: what is read of it, by keys; what else it has may be any
+    'number': int, 'started': seconds_of, 'method': str, 'snapshot': str, 'files': dict,
+    'vm': {'name': str, 'uuid': str, 'tags': [str]}, 'pool': {'uuid': str}, 'earlier': [str],
+    'disks': [DISK], 'left_out': [DISK], 'verified': {**FINDING, 'digests': dict},
+    'test_restore': FINDING}
 
 
 def as_size(value):
@@ -2877,44 +2882,23 @@ def as_size(value):
     return int(value) if match(r'[0-8]?[0-9]{1,18}\Z', str(value)) else None
 
 
-def value_in(document: Record, key, default=''):
-    """Return a value in a document if it is of the default's class, else the default."""
-    found = document.get(key)
-    return found if isinstance(found, type(default)) else default
+def is_sound(value, shape):
+    """Return whether a value is of a class, or passes a function, and all in it is as in SHAPE."""
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(is_sound(each, shape[0]) for each in value)
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(
+            is_sound(value[key], shape[key]) for key in shape if key in value)
+    return isinstance(value, shape) if isinstance(shape, type) else shape(value)
 
 
 def uuid_and_device(disk: Record):
     """Return what a manifest has of a disk, to know it again by."""
-    return value_in(disk, 'uuid'), value_in(disk, 'device')
-
-
-def items_in(document: Record, key, kind: type):
-    """Return what a list in a document has of a class, None without a list."""
-    found = document.get(key)
-    return [each for each in found if isinstance(each, kind)] if isinstance(found, list) else None
-
-
-def as_time(text):
-    """Return a text that is a time, as iso() writes it; None for all else."""
-    with suppress(ValueError, TypeError):
-        seconds_of(text)
-        return text
-    return None
-
-
-def finding(found: Record):
-    """Return what a manifest tells of a verification or a test restore, {} where there was none."""
-    if not found:
-        return {}
-    proved = value_in(found, 'proved')
-    fault = None if found.get('fault') is None else value_in(found, 'fault') or 'unknown'
-    return {'when': as_time(found.get('when')), 'fault': fault,
-            'proved': proved if proved in PROVED else None,
-            'sr': value_in(found, 'sr') or None, 'seconds': value_in(found, 'seconds', 0) or None}
+    return disk.get('uuid', ''), disk.get('device', '')
 
 
 class Manifest(NamedTuple):
-    """What a backup tells of itself, and whose it is; of what was edited, what can be meant."""
+    """What a backup tells of itself, and whose it is."""
     number: int = 0            # in the order of this VM's backups, whatever the clock; 0: 3.25's
     started: Time = None       # never None if there is a number
     method: str = ''
@@ -2927,14 +2911,14 @@ class Manifest(NamedTuple):
     left_out: List[Record] = []    # the others of the VM
     pool: str = ''             # uuid
     earlier: Optional[Texts] = None    # uuids of VMs that are gone; None: 3.25 or 5.0.0 made it
-    verified: Record = {}      # as finding() has it
+    verified: Record = {}      # as FINDING
     test_restore: Record = {}
     digests: Record = {}       # SHA-256 by the names of the files, uncompressed
     known: bool = False        # whether there is one
 
     def images(self):
         """Return the names of the archives and images."""
-        named = [value_in(disk, 'file') for disk in self.disks]
+        named = [disk.get('file', '') for disk in self.disks]
         return [name for name in [*self.files, *named] if name.endswith(IMAGES)]
 
     @property
@@ -2946,12 +2930,12 @@ class Manifest(NamedTuple):
     def of_the_vm(self):
         """Return uuid and device of each disk that the VM had, but for those never backed up."""
         return [uuid_and_device(disk) for disk in self.disks + self.left_out
-                if value_in(disk, 'why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
+                if disk.get('why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
 
     def disk(self, name):
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
         for disk in self.disks:
-            if folded(plain_name(value_in(disk, 'file'))) == folded(plain_name(name)):
+            if folded(plain_name(disk.get('file', ''))) == folded(plain_name(name)):
                 return disk
         return self.disks[0] if self.disks else {}
 
@@ -2972,28 +2956,27 @@ class Manifest(NamedTuple):
 
 
 def manifest_of(document: Record):
-    """Return what a document tells."""
-    vm = value_in(document, 'vm', {})
-    number = value_in(document, 'number', 0)
-    verified = value_in(document, 'verified', {})
-    started = as_time(document.get('started'))
-    return Manifest(
-        number if number > 0 and started else 0, started,
-        value_in(document, 'method'), value_in(vm, 'name'), value_in(vm, 'uuid'),
-        items_in(vm, 'tags', str), value_in(document, 'snapshot') or None,
-        {name: size for name, size in value_in(document, 'files', {}).items()
-         if as_size(size) == size and not DROPPED.search(name)},
-        items_in(document, 'disks', dict) or [], items_in(document, 'left_out', dict) or [],
-        value_in(value_in(document, 'pool', {}), 'uuid'), items_in(document, 'earlier', str),
-        finding(verified), finding(value_in(document, 'test_restore', {})),
-        value_in(verified, 'digests', {}), bool(document))
+    """Return what a document of SHAPE tells."""
+    vm, verified = document.get('vm', {}), document.get('verified', {})
+    told = {key: document[key] for key in Manifest._fields if key in document}
+    for key in 'verified', 'test_restore':
+        if told.get(key):
+            told[key] = {each: told[key].get(each) or None for each in FINDING}
+    told.update(
+        number=told.get('number', 0) if 'started' in told else 0,
+        name=vm.get('name', ''), uuid=vm.get('uuid', ''), tags=vm.get('tags'),
+        files={name: size for name, size in told.get('files', {}).items()
+               if as_size(size) == size and not DROPPED.search(name)},
+        pool=document.get('pool', {}).get('uuid', ''), digests=verified.get('digests', {}),
+        known=bool(document))
+    return Manifest(**told)
 
 
 def document_in(directory):
     """Return all that a backup's manifest tells, {} for none or a damaged one. Raise OSError."""
-    with allowing(ENOENT, EINVAL), suppress(ValueError):
+    with allowing(ENOENT, EINVAL), suppress(ValueError, TypeError):    # as of seconds_of
         document = parse_json(load(f'{directory}/{MANIFEST}'))
-        if isinstance(document, dict):
+        if is_sound(document, SHAPE):
             return document
     return {}
 
@@ -3700,8 +3683,7 @@ class Store(Catalogue):
     def write_run(self, name, run: LastRun):
         """Record a run, on stable storage. Raise TargetError, OSError."""
         self.check_mounted()
-        bounded('the share', write_whole, f'{self.root}/{name}.json',
-                encoded(as_json(run._asdict())), 'its')
+        bounded('the share', write_json, f'{self.root}/{name}.json', run._asdict(), 'its')
 
     def is_locked(self, directory):
         """Return whether a run holds that lock, None where nothing tells."""
@@ -7069,7 +7051,7 @@ def disks_in(chosen: Chosen):
                      for disk in archived_vm(reader.read_ova()).disks]
         else:
             disk = backup.manifest.disk(basename(path))
-            name, title, uuid = [value_in(disk, key) for key in ('device', 'name', 'uuid')]
+            name, title, uuid = [disk.get(key, '') for key in ('device', 'name', 'uuid')]
             device = next((str(number) for number in range(256)
                            if device_name('', str(number)) == name), '')
             found = [ArchivedDisk('', image_size(chosen, reader), device, name, title, uuid)]
