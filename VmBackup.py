@@ -1159,7 +1159,7 @@ class Plan:
             return ': ' + self.former[rule.word]
         text = HIDDEN.sub('', sub(r'\s', ' ', rule.text))      # what looks like a blank, or nothing
         remark = '' if text == rule.text else ' (in plain letters and blanks)'
-        for parts in () if rule.method == 'vm' else ([text], text.split(',', 100)):
+        for parts in [text], text.split(',', 100):
             lines = []         # type: List[Rule]
             with suppress(ValueError):
                 for part in parts:
@@ -1196,8 +1196,6 @@ class Plan:
                 if name not in [failure.name for failure in self.failures]:
                     self.failures.append(Outcome(name, None, rule.method, 'VM-NOT-FOUND',
                                                  error='not in the pool' + hint))
-        if not hint and level != 'ERROR':
-            line = ''
         self.remark(level, f'{self.lacking}: {rule}{line}{hint}')
 
 
@@ -1544,19 +1542,6 @@ class Signals:
             ': what may be left in the pool has its record in backup_dir, for the next run'
             if self.overdue and not self.at_once else ''))
 
-    @contextmanager
-    def ending(self, children: Sequence[Popen]):
-        """Let a signal end these children; raise Interrupted once they have ended by one."""
-        self.children.update(children)
-        if self.received:
-            send_signal(SIGTERM, *children)
-        try:
-            yield
-        finally:
-            self.children.difference_update(children)
-        if self.received:
-            raise self.reason()
-
 
 Signals.current = Signals()        # those that this process handles
 
@@ -1619,8 +1604,15 @@ def attend(children: Sequence[Popen], work: Callable, argv: Texts, limit, cuttab
         elif waited() >= limit:
             raise CommandFailed(f'still running after {limit:g} seconds: {quoted(argv)}', TIMED_OUT)
 
-    with signals.ending(children):
+    signals.children.update(children)
+    if signals.received:
+        send_signal(SIGTERM, *children)
+    try:
         bounded('', work, watch=watch, every=watchdog.every if watchdog else WATCH_EVERY)
+    finally:
+        signals.children.difference_update(children)
+    if signals.received:
+        raise signals.reason()
 
 
 def run(argv: Texts, timeout, cuttable=False, watchdog: Optional[Watchdog] = None, packer=None):
@@ -1673,13 +1665,12 @@ def run_hook(argv: Texts, own: Dict[str, bytes], timeout, cuttable, tell: Callab
                 last.append(line.decode('utf-8', 'replace').rstrip('\r\n'))
                 tell(last[-1])
 
-    def ended():       # it is not reaped, so nobody gets its group's number
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-
     with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **own}) as child:
         listener = Thread(target=listen, daemon=True)
         listener.start()
-        attend([child], ended, argv, timeout, cuttable)
+        # It is not reaped, so nobody gets its group's number.
+        attend([child], lambda: os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT), argv,
+               timeout, cuttable)
         listener.join(LAST_WORDS)
     status = child.returncode
     if status:
@@ -2607,19 +2598,13 @@ def blaming_room(path, need=''):
         raise
 
 
-def size_of(path):
-    """Return the bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
+def size_of(path, on_disk=False):
+    """Return the bytes of a file, or those that it takes on disk, where it may be sparse; 0 if
+    there is none. Raise OSError, as of a share in trouble."""
     with suppress(FileNotFoundError, NotADirectoryError):
         status = status_of(path)
-        return status.st_size if S_ISREG(status.st_mode) else 0
-    return 0
-
-
-def occupied(path):
-    """Return the bytes that a file, if it is there, takes on disk, where it may be sparse."""
-    with suppress(FileNotFoundError):
-        found = status_of(path)
-        return min(found.st_size, found.st_blocks * 512)
+        if S_ISREG(status.st_mode):
+            return min(status.st_size, status.st_blocks * 512) if on_disk else status.st_size
     return 0
 
 
@@ -3069,7 +3054,7 @@ class Backup(NamedTuple):
 
     def occupied(self):
         """Return the bytes that its files take on disk. Raise OSError."""
-        return sum(occupied(self.file(name)) for name in self.files())
+        return sum(size_of(self.file(name), True) for name in self.files())
 
     def unchanged_for(self):
         """Return the seconds since anything in it changed, by the share's clock. Raise OSError."""
@@ -3274,7 +3259,7 @@ class History:
         for backup in self.completed():
             for name in names if owner.rotates(backup) else ():
                 with suppress(OSError):
-                    sizes[name] = occupied(backup.file(name)) or sizes.get(name, 0)
+                    sizes[name] = size_of(backup.file(name), True) or sizes.get(name, 0)
         return sizes
 
     def with_intent(self):
@@ -3589,13 +3574,9 @@ class Store(Catalogue):
                 raise TargetError('it was replaced by another directory meanwhile')
         finish_deleting(deleting)
 
-    def write_test(self):
-        """Return the path of a file that shows whether one can be written, of no other run."""
-        return f'{self.root}/{WRITE_TEST}{random_digits()}'
-
     def try_writing(self):
         """Make an empty file and remove it again; raise TargetError if that is not possible."""
-        path, what = self.write_test(), f'backup_dir {self.root}'
+        path, what = f'{self.root}/{WRITE_TEST}{random_digits()}', f'backup_dir {self.root}'
         try:
             bounded(what, write_whole, path, b'')
             bounded(what, remove, path)
@@ -3686,14 +3667,13 @@ class Store(Catalogue):
         bounded('the share', write_json, f'{self.root}/{name}.json', run._asdict(), 'its')
 
     def is_locked(self, directory):
-        """Return whether a run holds that lock, None where nothing tells."""
+        """Return whether a run holds that lock, as far as can be seen."""
         with suppress(OSError), self.lockable(self.lock_of(directory)) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return False
             except BlockingIOError:
                 return True
-        return None
+        return False
 
     @contextmanager
     def restoring(self, pool, name, since):
@@ -3958,11 +3938,6 @@ class ArchivedDisk(NamedTuple):
     title: str                 # its own name
     uuid: str                  # in an archive, which is of a snapshot, that of the snapshot's
 
-    @property
-    def names(self):
-        """Return by what a person may mean it."""
-        return [self.name, self.device, device_name('', self.device), self.title, self.uuid]
-
 
 class ArchivedVm(NamedTuple):
     """The VM of an archive, as its ova.xml describes it."""
@@ -4148,11 +4123,7 @@ class ArchiveReader(Reader):
 
     def read(self):
         """Read all of it; raise Damaged where it is not as it should be."""
-        ova = self.read_ova()
-        try:
-            vm = archived_vm(ova)
-        except Damaged as error:
-            raise Damaged(f'ova.xml: {error}')
+        vm = archived_vm(self.read_ova())
         for disk in vm.disks:
             deque(self.chunks(disk), 0)    # to its end
         self.where = 'the end'                         # two blocks of zeros, or as many as tar adds
@@ -4216,9 +4187,8 @@ class ArchiveReader(Reader):
             digits = match(re.escape(disk.id) + r'/([0-9]{8,})\Z', name)
             number = int(digits.group(1)) if digits else -1
             if number < expected or (not expected and (number or not size)):
-                wanted = f'{disk.id}/{expected:08d}' + (' or later' if expected else '')
-                found = f'{name} of {size} bytes' if name else 'the end'
-                raise self.fault(f'chunk {wanted} was expected, found {found}')
+                raise self.fault(f'chunk {disk.id}/{expected:08d} was expected, found '
+                                 f'{name or "the end"}')
             self.gaps |= number > expected
             offset += (number - expected) * CHUNK
             room = max(0, min(CHUNK, disk.size - offset))
@@ -4429,9 +4399,9 @@ GUIDE_HEAD = """\
 {program} restore {restore} preview
 {program} restore {restore}
 
+# With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
 """
 GUIDE_VM = """\
-# With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
 # The disks go to the default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new
 # MAC addresses, unless preserve=true is added. The last command is for a VM that starts with its
 # host; others have no such key.
@@ -4444,7 +4414,6 @@ xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || tr
 # It is not started: xe vm-start uuid=$VM
 """
 GUIDE_DISK = """\
-# With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
 # sr-uuid= is where the disk was, vm-uuid= its VM, which has to be halted. If that still has a disk
 # there, choose another device; if it is gone, vm.cfg and vm-metadata.xml tell how it was made.
 
@@ -4515,16 +4484,14 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
     texts = []
     for name, snapshot, disk in files:
         path = portable(backup.file(name))
-        label = manifest['vm']['name']
+        way, label = GUIDE_VM, manifest['vm']['name']
         values = {         # type: Record
             'manifest': manifest, 'disk': disk, 'vm': printable(label), 'unpack': '', 'clean': '',
             'program': shell_word(abspath(sys.argv[0])), 'restore': shell_word(path)}
-        way = GUIDE_VM
         if manifest.get('verified', {}).get('proved') == 'restorable':
-            way = '# With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
+            way = '# It cannot be restored so: xe vm-import refuses this archive.\n'
         if disk:
-            way = GUIDE_DISK
-            label = disk.name
+            way, label = GUIDE_DISK, disk.name
             form = form_of(path)
             size = rounded_up(snapshot.size, VHD_BLOCK) if form == '.vhd' else snapshot.size
             if compression_of(path).ending:
@@ -4589,10 +4556,9 @@ def check_digest(backup: Backup, name, digest):
     return bool(known)
 
 
-class Verifier:
+class Verifier(NamedTuple):
     """Reads files under watch, and shows how far it is."""
-    def __init__(self, limit):
-        self.limit = limit     # seconds in which something has to move
+    limit: float               # seconds in which something has to move
 
     def prove(self, path, size: Size = None):
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
@@ -6093,7 +6059,7 @@ class VmBackup(Turn):
             return
         elapsed = stopwatch()
         try:
-            with blaming_room(self.shared.store.write_test(), self.need):
+            with blaming_room(self.backup.file(MANIFEST), self.need):      # which is not there yet
                 verified = self.shared.verifier.check(
                     self.backup._replace(manifest=manifest_of(self.manifest)))
         except (VmBackupError, OSError) as error:
@@ -7068,18 +7034,11 @@ def disk_in_words(chosen: Chosen):
 def choose_disks(word, disks: List[Chosen]):
     """Return the disk that a device, position, name or uuid means, by default the only one, or all.
     Raise UsageError."""
-    found = [each for each in disks if not word or word in ('all', *each.disk.names)]
+    found = [each for each in disks if not word or word in (
+        'all', device_name('', each.disk.device), *each.disk[2:])]
     if not found or (len(found) > 1 and word != 'all'):
         raise UsageError(f'disk={word} is not one disk of the backup (there are: '
                          f'{"; ".join(map(disk_in_words, disks))})')
-    return found
-
-
-def to_restore(found: List[Chosen], options: Strings):
-    """Return what is to be restored of a backup, each by itself: what it has, or the disk that is
-    meant. Raise UsageError, Damaged, OSError."""
-    if options['disk']:
-        found = choose_disks(options['disk'], [disk for each in found for disk in disks_in(each)])
     return found
 
 
@@ -7088,19 +7047,24 @@ class Restorer(Importer):
     def __init__(self, pool: Pool, sources: Sources, options: Strings):
         super().__init__(pool, sources.store, Warnings(),
                          sources.config.settings.stall_timeout * 60)
+        self.sources = sources
         self.options = defaultdict(str, options)   # a test has not all of them
 
-    def run(self, chosen: Chosen):
-        """Plan, verify, restore."""
-        target = self.plan(chosen, self.options['name'])
-        if self.options['preview']:
-            log('SUCCESS preview of restore: nothing was changed', loud=True)
-            return
-        self.end_killed()
-        checked = chosen.disk and chosen.form == '.xva'        # on its way, chunk by chunk
-        if self.options['verify'] != 'no' and not checked:
-            self.verify(chosen)
-        self.restore(chosen, target)
+    def run(self, found: List[Chosen]):
+        """Plan, verify, restore what a backup has, or the disk of it that is meant."""
+        word = self.options['disk']
+        if word:
+            found = choose_disks(word, [disk for each in found for disk in disks_in(each)])
+        for chosen in found:
+            target = self.plan(chosen, self.options['name'])
+            if self.options['preview']:
+                log('SUCCESS preview of restore: nothing was changed', loud=True)
+                continue
+            self.end_killed()
+            checked = chosen.disk and chosen.form == '.xva'    # on its way, chunk by chunk
+            if self.options['verify'] != 'no' and not checked:
+                self.verify(chosen)
+            self.restore(chosen, target)
 
     def plan(self, chosen: Chosen, name):
         """Find out where a restore goes, and log it; `name`: of the new VM or disk, if given."""
@@ -7232,7 +7196,7 @@ def run_restore(line: CommandLine):
                          'its place)')
     date, plan = line.options['date'], Plan()
     if line.word:
-        chosen = to_restore(sources.find(selector(line.word).text, date), line.options)
+        found = sources.find(selector(line.word).text, date)
     else:
         plan = sources.select(sources.config)
         for text in plan.errors:
@@ -7242,14 +7206,12 @@ def run_restore(line: CommandLine):
     failed = Errors(plan.failures)
     with Pool.connect(line) as pool:
         restorer = Restorer(pool, sources, line.options)
-        for each in chosen if line.word else ():
-            restorer.run(each)
+        if line.word:
+            restorer.run(found)
         for job in plan.jobs:
             check_signals()
             with tolerating(failed, job.vm.ref):
-                found = sources.of_backup(sources.newest([job.vm.saved], date))
-                for each in to_restore(found, line.options):
-                    restorer.run(each)
+                restorer.run(sources.of_backup(sources.newest([job.vm.saved], date)))
     return verdict_of(failed, restorer.warnings).status
 
 
@@ -7257,26 +7219,19 @@ class TestRestore(Run):
     """`test-restore`: restores backups, proves them and destroys what was restored."""
     done = '{0.method} {0.name} - ***{1}*** t:{2}'
 
-    def __init__(self, sources: Sources):
-        super().__init__(sources.config)
-        self.sources = sources
-
-    def choose(self, word):
-        """Return the VMs that a selector chooses, or the one of a path. Raise UsageError,
-        OSError."""
-        if '/' in word and names_file(word):
-            backup = self.sources.find(word, '')[0].backup
-            name = backup.manifest.name or basename(dirname(backup.path))
-            return [Job('', Vm(backup.path, backup.manifest.uuid, name, {}, backup), 1, name)]
-        chosen = self.sources.select(self.config._replace(
-            rules=[selector(word)._replace(method='vm')])).jobs
-        if not chosen:
-            raise UsageError(f'no backup of a VM {word} in {self.sources.store.root}')
-        return chosen
-
     def run(self, word, restorer: Restorer):
-        """Test one backup of each VM that is chosen. Raise UsageError, OSError."""
-        chosen = self.choose(word)
+        """Test one backup of each VM that a selector chooses, or that of a path. Raise UsageError,
+        OSError."""
+        sources = restorer.sources
+        if '/' in word and names_file(word):
+            backup = sources.find(word, '')[0].backup
+            name = backup.manifest.name or basename(dirname(backup.path))
+            chosen = [Job('', Vm(backup.path, backup.manifest.uuid, name, {}, backup), 1, name)]
+        else:
+            rule = selector(word)._replace(method='vm')
+            chosen = sources.select(self.config._replace(rules=[rule])).jobs
+        if not chosen:
+            raise UsageError(f'no backup of a VM {word} in {sources.store.root}')
         restorer.warnings = self.warnings
         restorer.end_killed()
         self.turns = [Turn(job._replace(method='test-restore', shown=job.vm.name))
@@ -7294,8 +7249,8 @@ class TestRestore(Run):
         try:
             backup = turn.job.vm.saved
             if isinstance(backup, History):
-                backup = self.sources.newest([backup.as_it_is()])
-            for chosen in self.sources.of_backup(backup):
+                backup = restorer.sources.newest([backup.as_it_is()])
+            for chosen in restorer.sources.of_backup(backup):
                 target = restorer.plan(chosen, f'{turn.job.vm.name}-test-{random_digits():.8}')
                 result['sr'] = target.sr['name_label']
                 if chosen.form != '.xva':              # those checksums xapi compares
@@ -7320,7 +7275,7 @@ class TestRestore(Run):
 def run_test_restore(line: CommandLine):
     """The command `test-restore`; return the exit status. Raise VmBackupError, OSError."""
     sources = Sources(line)
-    test = TestRestore(sources)
+    test = TestRestore(sources.config)
     be_gentle(False)
     with test.until_ended(), Pool.connect(line) as pool:
         test.run(line.word, Restorer(pool, sources, line.options))
@@ -7391,7 +7346,7 @@ def allocated(chosen: Chosen):
             return None
         if chosen.form == '.xva':
             return sum(len(data) for _, data in reader.disk(chosen.disk.id, True))
-    return min(chosen.disk.size, occupied(chosen.path))
+    return min(chosen.disk.size, size_of(chosen.path, True))
 
 
 def hashing(pieces: Located, digest):
@@ -7429,7 +7384,7 @@ def extract_to_file(chosen: Chosen, path, config: Config, hashed):
             raise TargetError(reason_of(OSError(ENOSPC, '', path),
                                         f'; the disk needs {human_size(need)}'))
         told = extract(chosen, lambda pieces: write_sparse(stream, pieces), config, hashed)
-    log(f'extracted: {path}, {told}, on disk {human_size(occupied(path))}', loud=True)
+    log(f'extracted: {path}, {told}, on disk {human_size(size_of(path, True))}', loud=True)
     tell_partitions(path)
 
 
@@ -7630,8 +7585,6 @@ def run_test_mail(line: CommandLine):
     log('mail to {1} through {0.mail_smtp_server} port {0.mail_smtp_port}, encryption: {2}, '
         'account: {3}'.format(settings, ', '.join(settings.mail_to), security_of(settings),
                               settings.mail_smtp_user or 'none'))
-    if settings.mail_mode == 'never':
-        log('***NOTE - mail_mode=never: a run sends no mail')
     if not send_mail(settings, 'test-mail', ['This is a test: nothing was backed up.'], []):
         log('ERROR test-mail: the server did not accept it for every address (see above)')
         return ERROR.status

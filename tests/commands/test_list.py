@@ -233,7 +233,7 @@ class WhichOnes(ListCase):
     def test_a_pattern_without_a_match_is_told_and_status_1(self):
         self.backup('web', 1)
         config = self.config('vm-export=web', 'vm-export=nothing.*')
-        self.assertEqual(['***WARNING - no backup found: vm-export=nothing.*'],
+        self.assertEqual(['***WARNING - no backup found: vm-export=nothing.* (%s line 4)' % config],
                          self.document(1, config)['messages'])
         self.assertRegex(self.table(1, config)[0], ' - .+WARNING - no backup found: vm-export=noth')
         self.assertRegex(self.table(2, self.backups, 'vm=w[b')[0],
