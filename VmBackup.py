@@ -99,19 +99,21 @@ VERSION = '5.0.0'
 # What a config file may say, as `VmBackup.py config` shows it. What is behind = is in effect where
 # a config file says nothing else, and whenever a vm-selector takes the place of a config file.
 # What is in [] is allowed: numbers from to, or one of some words; any text where nothing is there.
+# The first line of a meaning stands for itself; `VmBackup.py help KEY` shows all of it.
 
 KEYS_HELP = """
 pool_db_backup=0 [0 to 1]
-    Take a backup of the pool database too: 0=No, 1=Yes (on the pool master only)
+    1 takes a backup of the pool database too (on the pool master only)
 pool_db_max_backups=0 [0 to 1000000]
     How many pool database dumps to keep; 0 keeps all
 max_backups=4 [1 to 1000000]
     How many backups to keep for each VM
 keep_last= [0 to 1000000]
-    The same as max_backups, whose place it takes; 0: only the rules below count
+    In place of max_backups; 0: only the next five count
 keep_hourly=0 [0 to 1000000]
-    Besides, keep the newest backup of each of so many hours that have one; a backup
-    that any of these rules keeps stays, and the last good one always does
+    Besides, the newest of each of so many hours
+    that have one. A backup that any of these rules keeps stays, and the last good one
+    always does
 keep_daily=0 [0 to 1000000]
     The same for days
 keep_weekly=0 [0 to 1000000]
@@ -123,49 +125,51 @@ keep_yearly=0 [0 to 1000000]
 backup_dir=/snapshots/BACKUPS []
     Directory of all backups; it must exist (mount the share there)
 backup_dir_pattern=backup-%Y-%m-%d-(%H:%M:%S) []
-    Name of a backup below its VM; an SMB share wants one without : ( )
-    such as backup-%Y-%m-%d-%H%M%S
+    Name of a backup; SMB: backup-%Y-%m-%d-%H%M%S
+    because such a share wants one without : ( )
 status_log=/snapshots/NAUbackup/status.log []
     Status log file; its directory is made if it is missing
 compress=False [true, false, gzip, zstd, none]
-    Compression of vm-exports: False, True (gzip), gzip, zstd, none
+    Compression of vm-exports; True: gzip
 pre_clean=False [true, false]
-    True deletes the oldest backups before the export (after the snapshot was taken)
-    instead of after it; never the last good one
+    Delete the oldest backups before the export, not after,
+    but when the snapshot was taken; never the last good one
 vdi_export_format=raw [raw, vhd, auto]
-    Format of vdi-exports: raw, vhd, or auto: vhd but where xapi cannot, which is for disks
-    of more than 2040 GiB, or of no whole 2 MiB
+    Format of vdi-exports; auto: vhd if xapi can,
+    which it cannot for disks of more than 2040 GiB, or of no whole 2 MiB
 vdi_disks=boot []
-    Disks of vdi-exports: boot, all, or devices such as xvda,xvdc; if it is not boot,
-    each disk gets a file, and all are of one moment
+    Disks of vdi-exports: boot, all, or devices such as xvda,xvdc;
+    if it is not boot, each disk gets a file, and all are of one moment
 vdi_compress=none [gzip, zstd, none]
-    Compression of vdi-exports, by a program of this host: none, gzip, zstd
+    Compression of vdi-exports by this host
 honour_nobak=no [yes, no]
-    yes leaves out disks with [NOBAK] in their names, and VMs with the tag xo:no-bak,
+    Leave out disks named [NOBAK], VMs tagged xo:no-bak,
     as Xen Orchestra does
 large_backup=60 [1 to 1000000]
-    A backup of more than so many GiB is marked success_compress instead of success
+    More GiB than that mark a backup success_compress,
+    and not success
 lock_wait=0 [0 to 525600]
     Minutes to wait for a VM that another run has locked
 require_mount=auto [yes, no, auto]
-    yes refuses a backup_dir on the root file system; auto refuses one below a mount
-    point of /etc/fstab where nothing is mounted; no looks at neither
+    Refuse a backup_dir where nothing is mounted:
+    yes one on the root file system, auto one below a mount point of /etc/fstab where nothing
+    is mounted; no looks at neither
 min_free= []
-    A VM is not backed up with less free space in backup_dir than this (10% or 500M, 2T)
-    or, in any case, with less than its last backup took
+    Free space that backup_dir needs for a VM (10%, 500M, 2T),
+    and, in any case, as much as its last backup took
 stall_timeout=30 [0.001 to 525600]
-    Minutes after which an export that does not move is ended
+    Minutes until an export that does not move is ended
 verify=yes [yes, no]
-    yes verifies each backup after it was made, before it counts; no makes the night
-    shorter
+    Verify each backup before it counts; no: a shorter night
 retries=0 [0 to 1]
-    1 tries a VM whose backup failed once more, at the end of the run
+    1 tries a VM that failed once more at the end of the run
 parallel=1 [1 to 64]
-    How many VMs to back up side by side; with more than one, the largest come first
+    How many VMs to back up side by side; the largest come first
 parallel_per_sr=0 [0 to 64]
-    How many of them may have disks in the same SR; 0: no limit
+    How many of them may have disks in one SR; 0: no limit
 hook= []
-    A program that is run at each phase of a run, such as job-start and backup-end
+    A program that is run at each phase of a run,
+    such as job-start and backup-end
 hook_timeout=60 [0.001 to 525600]
     Minutes after which it is ended
 report_file= []
@@ -173,28 +177,30 @@ report_file= []
 mail_to= []
     Who gets the mail at the end of a run, separated by commas; nobody: no mail
 mail_from= []
-    Sender of that mail; empty is root@ this host
+    Sender of that mail; empty: root@ this host
 mail_smtp_server=localhost []
     Mail server
 mail_smtp_port=25 [1 to 65535]
     Port of the mail server
 mail_smtp_security=auto [auto, none, starttls, tls]
-    Encryption to the mail server: none, starttls (usual on port 587), tls (usual on
-    port 465); auto is what is usual on its port, and starttls where there is an account
+    Encryption to it; auto is what is usual
+    on its port (starttls on 587, tls on 465), and starttls where there is an account
 mail_smtp_user= []
     Account on the mail server, if it wants one
 mail_smtp_password_file= []
-    Password of that account, in a file made with create-password-file
+    Password of that account, a file of create-password-file
 mail_helo= []
-    Name in the greeting of the mail server (EHLO); empty is the name of this host, with
-    the domain of mail_from if it has none
+    Name in the greeting (EHLO); empty: the name of this host,
+    with the domain of mail_from if it has none
 mail_mode=always [always, problems, never]
-    When to mail: always, problems (warnings and errors only), never
+    When to mail; problems: warnings, errors
 ping_url= []
-    Address, a secret, that is told how a run goes: /start, nothing or /fail is appended,
-    or {status} in it becomes start, success or fail, {A|B|C} such words of your own
+    Address that is told how a run goes; a secret:
+    /start, nothing or /fail is appended, or {status} in it becomes start, success or fail,
+    {A|B|C} such words of your own
 ping_body=none [none, summary]
-    What it is sent: none, or summary: how all ended, with the names of VMs
+    What it is sent: nothing, or how all VMs ended,
+    with their names
 """
 
 XE_PROGRAM = '/opt/xensource/bin/xe'
@@ -765,6 +771,11 @@ class Key(NamedTuple):
         """Return what is allowed, as the end of an error."""
         return f', allowed: {self.allowed}' if self.allowed else ''
 
+    def comment(self):
+        """Return what `config` prints behind its value."""
+        allowed = self.allowed and self.allowed + ': '
+        return f'# {allowed}{self.meaning.splitlines()[0].strip(" ,;:")}'
+
     def parse(self, text):
         """Return what a text means. Raise ValueError with a word for what is wrong."""
         if not text and self.name in MAY_BE_EMPTY:
@@ -858,6 +869,8 @@ def parse_config(lines: Texts, path='', line: CommandLine = CommandLine()):
                 values[name] = key.parse(value)
                 if dropped:
                     text = value
+                    dropped = dropped.replace(key.comment(), '').strip()
+                if dropped:
                     notes.append(f'***NOTE - config {name} is {public(name, value)}, without '
                                  f'{dropped} ({place})')
             except ValueError as error:
@@ -7585,11 +7598,13 @@ def run_detach(line: CommandLine):
             if vbd['VM'] in mark and vbd['currently_attached']:
                 xe.tell('vbd-unplug', uuid=vbd['uuid'])
         remove(LOOK_RECORD(store.root, uuid))
-        end = 'kept, as it could be written, has another user, a snapshot or a copy'
         uses = [f'{uuid} {vbd["mode"]} {vbd["VM"]}' for vbd in vbds]
-        if uses == [mark] and ' RO ' in mark and len(disks) == 1:
-            xe.tell('vdi-destroy', uuid=uuid)          # with its VBD (xapi: xapi_vdi.ml)
-            end = 'destroyed'
+        end = 'kept, as it could be written'
+        if ' RO ' in mark:
+            end = 'kept, as it has another user, a snapshot or a copy'
+            if uses == [mark] and len(disks) == 1:
+                xe.tell('vdi-destroy', uuid=uuid)      # with its VBD (xapi: xapi_vdi.ml)
+                end = 'destroyed'
     log(f'detached: {uuid}, and {end}', loud=True)
     return SUCCESS.status
 
@@ -8083,7 +8098,8 @@ create-password-file <file>
 config [<config-file>]
   print a config file: all keys, their values and meanings
 
-  Without a file: the defaults, with examples of lines that choose VMs.
+  Without a file: the defaults, with examples of lines that choose VMs. All about
+  one key: VmBackup.py help KEY.
 
 {config}
 
@@ -8093,16 +8109,17 @@ config [<config-file>]
 example
   print some examples
 
-help [<command>]
+help [<command>|<key>]
   print this, or all about a command
 """
 
 CONFIG_HEAD = """\
 # Usage-config-file: lines are key=value; a # begins a comment line.
-# VmBackup.py preview <this file> shows what it means.
+# VmBackup.py preview <this file> shows what it means, VmBackup.py help KEY all about a key.
+"""
 
-#### high level settings                                                ####
-#### where one is not given, the default in the script's first page is  ####
+CONFIG_REST = """
+#### all other keys: those behind a # have their defaults ####
 """
 
 CONFIG_RULES = """
@@ -8125,6 +8142,9 @@ vm-export=my-vm-name
 
 # vdi-export: the boot disk only; wins over vm-export lines for the same VM
 #vdi-export=my-second-vm
+
+# disks that no backup has
+#exclude-disk=.*swap
 """
 
 EXAMPLES = """Usage-examples:
@@ -8173,8 +8193,9 @@ VmBackup.py 'PASSWORD' create-password-file=/root/VmBackup.pass
 VmBackup.py /root/VmBackup.pass monthly.cfg preview
 """
 
-SHOWN_KEYS = {'pool_db_backup': '0', 'max_backups': '3', 'backup_dir': '/path/to/backupspace',
-              'status_log': '/path/to/backupspace/logs/status.log', 'vdi_export_format': 'raw'}
+SHOWN_KEYS = dict(             # the keys that matter most, and their values in an example
+    backup_dir='/path/to/backupspace', max_backups='3', compress='False', pool_db_backup='0',
+    status_log='/path/to/backupspace/logs/status.log', mail_to='', mail_smtp_server='localhost')
 FORMER_COMMANDS = ('restore', 'test-restore', 'create-password-file')    # of 5.0: PASSWORD NAME=...
 SWITCH = 'yes, no, true, false'  # what a flag may have behind a =
 KEY = {key.name: key for key in KEYS}
@@ -8232,15 +8253,16 @@ def read_commands():
 COMMANDS = read_commands()
 
 
-def value_text(name, config: Config):
-    """Return what a config file says for a key's value, wherever it is read. Raise ConfigError."""
+def value_text(name, config: Config, comment=''):
+    """Return what a config file says for a key's value, wherever it is read, before a comment.
+    Raise ConfigError."""
     value, place = config.given[name]
     if CONVERSIONS.get(name) in (absolute, ping_address):      # as it is, or no secret
         value = portable(getattr(config.settings, name))
     if not search('[\r\n\ud800-\udfff]', value):       # such as a byte that is no UTF-8
         for text in value, f'"{value}"', f"'{value}'":
             with suppress(ValueError):
-                if unquoted(text)[0] == value:
+                if unquoted(text + comment)[0] == value:
                     return text
     raise ConfigError(f'no config file can hold this: {name}={value} ({place})')
 
@@ -8248,16 +8270,19 @@ def value_text(name, config: Config):
 def run_config(line: CommandLine):
     """Print the same config, or one to begin with; return the exit status. Raise ConfigError."""
     config, text = open_config(line).config, CONFIG_HEAD
-    for key in KEYS:
+    for name, sample in SHOWN_KEYS.items():
+        key, value = KEY[name], value_text(name, config) if config.asks_for(name) else sample
         meaning = sub('^ +', '# ', key.meaning, flags=MULTILINE)
-        name, default = key.name, key.default or 'empty'
-        value = value_text(name, config)
-        if not config.asks_for(name):
-            value = SHOWN_KEYS.get(name, value)
-            name = name if name in SHOWN_KEYS else '#' + name
-        text += f'\n{meaning}# (default: {default}{key.hint()})\n{name}={value}\n'
+        text += f'\n{meaning}# (default: {key.default or "empty"}{key.hint()})\n{name}={value}\n'
     rules = ''.join(f'{rule.method}={rule.text}\n' for rule in config.rules)
-    Console.current.write(text + CONFIG_RULES + (rules if config.path else SAMPLE_RULES))
+    text += CONFIG_RULES + (rules if config.path else SAMPLE_RULES) + CONFIG_REST
+    for key in KEYS:
+        if key.name not in SHOWN_KEYS:
+            comment = ' ' + key.comment()
+            mark = '' if config.asks_for(key.name) else '#'
+            setting = f'{mark}{key.name}={value_text(key.name, config, comment)}'
+            text += f'{setting:28s}{comment}\n'
+    Console.current.write(text)
     return SUCCESS.status
 
 
@@ -8267,6 +8292,9 @@ def run_help(line: CommandLine):
     shown = '\n'.join(f'  {name:22s}{each.help.splitlines()[0]}' for name, each in COMMANDS.items())
     text = dict(help=MAIN_HELP.format(version=VERSION, commands=shown), example=EXAMPLES,
                 version=f'VmBackup.py {VERSION}\n').get(word)
+    if word in KEY and word not in COMMANDS:
+        key = KEY[word]
+        text = f'{word}={key.default} ({key.hint()[2:] or "any text"})\n{key.meaning}'
     if not text:
         if word not in COMMANDS:
             raise UsageError(f'no command: {word}{nearest(word, COMMANDS)} (see VmBackup.py help)')

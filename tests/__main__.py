@@ -18,7 +18,7 @@ COMMANDS = {
     'coverage': ('coverage_run', 'run the tests and measure what they reach'),
     'host': ('host', 'try the script out on a real host, before its first backup'),
     'bench': ('bench', 'measure speed and memory'),
-    'demo': ('demo', 'a backup, seen happening on a simulated pool'),
+    'demo': ('demo', 'VMs backed up, lost and brought back on a simulated pool'),
 }
 
 

@@ -77,11 +77,6 @@ class WhatItShows(CheckCase):
         self.assertEqual(['db'], os.listdir(self.backups))
         self.assertFalse(os.path.exists(os.path.dirname(self.status_log)))
 
-    def test_the_range_of_a_key_is_in_the_help_text(self):
-        text = self.vmbackup('config').output
-        self.assertIn('# (default: 1, allowed: 1 to 64)\n#parallel=1\n', text)
-        self.assertIn('# (default: /snapshots/BACKUPS)\n', text)
-
 
 class WhatIsWrong(CheckCase):
     def test_what_is_said_of_the_lines_of_a_config(self):

@@ -313,19 +313,6 @@ class Examples(unittest.TestCase):
         for block in found:
             self.assertTrue(self.parse(block.lines).rules, block.section)
 
-    def test_example_cfg_has_every_key_and_is_understood(self):
-        lines = Path(ROOT, 'example.cfg').read_text('utf-8').split('\n')
-        self.parse(lines)
-        settings = [re.sub('^#', '', line) for line in lines if re.match(r'#?\w+=', line)]
-        config = self.parse(settings)
-        self.assertEqual([key.name for key in VmBackup.KEYS],
-                         [line.partition('=')[0] for line in settings if '_' in line[:5] or
-                          line.partition('=')[0] in {key.name for key in VmBackup.KEYS}])
-        given = {'max_backups': 3, 'keep_last': 3, 'backup_dir': '/path/to/backupspace',
-                 'status_log': '/path/to/backupspace/logs/status.log'}
-        defaults = {key.name: key.parse(key.default) for key in VmBackup.KEYS}
-        self.assertEqual(dict(defaults, **given), config.settings._asdict())
-
     def test_cron_lines_call_the_script_as_it_can_be_called(self):
         lines = [line for block in blocks('cron') for line in block.lines]
         self.assertGreater(len(lines), 1)

@@ -211,6 +211,14 @@ class Help(unittest.TestCase):
                     self.assertIn('Usage: VmBackup.py %s ' % name, page)
                     self.assertIn('Exit status: 0 ', page)
 
+    def test_each_key_has_its_page_with_all_of_its_meaning(self):
+        for key in VmBackup.KEYS:
+            if key.name not in VmBackup.COMMANDS:
+                status, page = said('help', key.name)
+                self.assertEqual(0, status)
+                self.assertTrue(page.startswith(f'{key.name}={key.default} ('), page)
+                self.assertTrue(page.endswith(key.meaning), page)
+
     def test_help_alone_is_one_screen_with_a_line_for_each_command(self):
         status, page = said('help')
         for words in (['-h'], ['--help'], ['HELP'], ['--Help'], ['secret', 'x', '--help']):

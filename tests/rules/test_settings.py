@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import tempfile
 import unittest
@@ -250,9 +251,34 @@ class Files(PoolCase):
     def test_the_example_is_what_the_command_prints(self):
         example = self.read(ROOT, 'example.cfg')
         self.assertEqual(example, self.vmbackup('config').output)
-        config = parsed(*example.splitlines())
-        self.assertEqual(({}, ()), (config.errors, config.unexpected))
+        lines = example.splitlines()
+        self.assertLessEqual(len(lines), 120)
+        self.assertLessEqual(max(map(len, lines)), 100, max(lines, key=len))
+        config = parsed(*lines)
+        self.assertEqual(({}, (), ()), (config.errors, config.unexpected, config.notes))
         self.assertEqual(['vm-export=my-vm-name'], list(map(str, config.rules)))
+
+    def test_the_example_has_every_key_in_one_line_each_after_the_ten_that_matter_most(self):
+        lines = self.read(ROOT, 'example.cfg').splitlines()
+        found = [re.match(r'#?([a-z][a-z_-]+)=', line) for line in lines]
+        names = [each.group(1) for each in found if each]
+        ten = list(VmBackup.SHOWN_KEYS) + ['exclude', 'vm-export', 'vdi-export']
+        first = list(dict.fromkeys(name for name in names if name != 'exclude-disk'))
+        self.assertEqual((10, ten), (len(ten), first[:10]))
+        rest = [key for key in VmBackup.KEYS if key.name not in ten]
+        self.assertEqual([key.name for key in rest], first[10:])
+        self.assertEqual(['#%s=%s %s' % (key.name, key.default, key.comment()) for key in rest],
+                         [re.sub(' +#', ' #', line) for line in lines[-len(rest):]])
+
+    def test_what_stands_behind_a_key_there_is_no_note_and_other_comments_are_one(self):
+        lines = self.read(ROOT, 'example.cfg').splitlines()
+        config = parsed(*(re.sub('^#(?=[a-z_]+=)', '', line) for line in lines))
+        self.assertEqual(({}, ()), (config.errors, config.notes))
+        defaults = {key.name: key.parse(key.default) for key in VmBackup.KEYS}
+        given = dict(max_backups=3, keep_last=3, backup_dir='/path/to/backupspace',
+                     status_log='/path/to/backupspace/logs/status.log')
+        self.assertEqual(dict(defaults, **given), config.settings._asdict())
+        self.assertEqual(1, len(parsed('parallel=2 # two').notes))
 
 
 ODD_LINES = {                          # of a config: what a command of it has to mean, too

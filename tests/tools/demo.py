@@ -1,4 +1,4 @@
-"""python3 -m tests demo: a night's backup, seen happening on a simulated pool.
+"""python3 -m tests demo: VMs are backed up, lost and brought back, on a simulated pool.
 
 Everything that is shown is done: each line after a `$` is given to sh in a directory of its own
 below TMPDIR, beside a simulated pool of six VMs, and what follows is what it printed. Nothing else
@@ -8,13 +8,17 @@ line that cannot be understood.
 
 import argparse
 import contextlib
+import html
 import os
+import re
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any, Dict, NamedTuple
 
@@ -25,20 +29,19 @@ from tests.tools.smtp_sink import SmtpSink
 
 CONFIG = """\
 backup_dir={directory}/BACKUPS
-status_log={directory}/logs/status.log
+status_log={directory}/status.log
 max_backups=1
 pool_db_backup=1
-exclude=old-.*
-vdi-export=db
+mail_to=admin@example.com
+mail_smtp_port={port}
+mail_mode=problems
 vm-export=web
 vm-export=mail.*:2
-vm-export=büro
+vdi-export=db
 """
-PREVIEW = './VmBackup.py VmBackup.pass demo.cfg preview'
-RUN = './VmBackup.py VmBackup.pass demo.cfg'
-NIGHTLY = RUN + ' > VmBackup.log 2>&1'
-LEFT = ('xe snapshot-list params=uuid,name-label',
-        'xe vdi-list is-a-snapshot=true params=uuid,name-label')
+VMBACKUP = './VmBackup.py '
+NIGHT = VMBACKUP + 'backup night.cfg'
+LEFT = 'xe vdi-list is-a-snapshot=true params=name-label --minimal'
 STOPPING = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -81,19 +84,15 @@ class Unexpected(Exception):
 def parse(argv):
     parser = argparse.ArgumentParser(
         prog='python3 -m tests demo', epilog='Verbs: ' + ', '.join(FAILURES),
-        description="A night's backup, seen happening on a simulated pool.")
-    parser.add_argument('--fail', metavar='VERB', choices=FAILURES,
-                        help='let this xe command fail once, and see what comes of it')
+        description='VMs are backed up, lost and brought back, on a simulated pool.')
+    parser.add_argument('--full', action='store_true',
+                        help='whole outputs, and further scenes')
+    parser.add_argument('--fail', metavar='VERB', choices=FAILURES, default='vm-export',
+                        help='the xe command that fails in the bad night (default: vm-export)')
     parser.add_argument('--shell', action='store_true',
                         help='open a shell in it before the pool is taken down')
+    parser.add_argument('--record', metavar='FILE', help='draw what is printed, as an SVG')
     return parser.parse_args(argv)
-
-
-def say(*lines):
-    """Print lines; paths in them keep their bytes, whatever the locale."""
-    for line in lines:
-        sys.stdout.buffer.write(line.encode('utf-8', 'surrogateescape') + b'\n')
-    sys.stdout.buffer.flush()
 
 
 def make_python3(directory):
@@ -103,46 +102,63 @@ def make_python3(directory):
 
 
 class Demo:
-    """The pool, the directory, and the commands that are run there."""
+    """The pool, the directory, the commands that are run there, and what was printed."""
 
-    def __init__(self, sim, directory):
-        self.sim = sim
-        self.directory = directory
-        self.steps = 0
+    def __init__(self, sim, directory, is_full):
+        self.sim, self.directory, self.is_full = sim, directory, is_full
+        self.scenes, self.said = 0, []
         make_python3(os.path.dirname(sim.xe))
-        self.environ = sim.environ()
+        self.environ = sim.environ(VMBACKUP_XAPI_URL=sim.unix_url)
 
-    def headline(self, *lines):
-        self.steps += 1
-        say('', '-- %d. %s' % (self.steps, lines[0]), *('--    ' + line for line in lines[1:]))
+    def say(self, *lines):
+        """Print lines; paths in them keep their bytes, whatever the locale."""
+        for line in lines:
+            sys.stdout.buffer.write(line.encode('utf-8', 'surrogateescape') + b'\n')
+        sys.stdout.buffer.flush()
+        self.said += lines
 
-    def run(self, line, status=0):
-        """Show a command line, give it to sh, show what it prints and return that.
+    def scene(self, text):
+        self.scenes += 1
+        self.say('', '== %d. %s' % (self.scenes, text))
 
-        Raise Unexpected if it ends with another exit status.
-        """
-        say('', '$ ' + line)
+    def output(self, line, status=0):
+        """What sh prints for a command line. Raise Unexpected for another exit status."""
         child = subprocess.Popen(['sh', '-c', line], cwd=self.directory, env=self.environ,
                                  stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                  stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            output = child.communicate()[0]
+            output = child.communicate()[0].decode('utf-8', 'surrogateescape')
         except BaseException:
             os.killpg(child.pid, signal.SIGTERM)
             child.communicate()
             raise
-        sys.stdout.buffer.write(output)
-        if line.startswith('./VmBackup.py'):
-            say('[exit status %d]' % child.returncode)
         if child.returncode != status:
+            self.say(*output.splitlines())
             raise Unexpected('exit status %d, not %d, of: %s' % (child.returncode, status, line))
-        return output.decode('utf-8', 'replace')
+        return output
 
-    def left(self):
-        return [self.run(line) for line in LEFT]
+    def run(self, line, *wanted, show='', status=0):
+        """Show a command line and what it prints: of that only lines with `show`, without --full.
 
-    def dated(self, name):
-        return sorted(os.listdir(os.path.join(self.directory, 'BACKUPS', name)))
+        Return it. Raise Unexpected if it does not hold each text that is wanted.
+        """
+        self.say('$ ' + line)
+        output = self.output(line, status)
+        lines = output.rstrip('\n').split('\n') if output.strip() else []
+        shown = lines if self.is_full else [text for text in lines if re.search(show, text)]
+        more = len(lines) - len(shown)
+        self.say(*(shown + ['[%d lines more]' % more] if more > 1 else lines))
+        if status:
+            self.say('[exit status %d]' % status)
+        for text in wanted:
+            expect(text in output, 'this is not printed: ' + text)
+        return output
+
+    def disk_of(self, vm):
+        """The uuid of a VM's one disk."""
+        return self.output('xe vbd-list type=Disk params=vdi-uuid --minimal vm-uuid='
+                           '$(xe vm-list params=uuid --minimal name-label=%s)'
+                           % shlex.quote(vm)).strip()
 
 
 def expect(fact, text):
@@ -150,81 +166,192 @@ def expect(fact, text):
         raise Unexpected(text)
 
 
-def prepare(demo):
-    demo.headline('Installing it is copying two files into one directory.')
-    demo.run('cp %s .' % ' '.join(shlex.quote(os.path.join(ROOT, name))
-                                  for name in ('VmBackup.py', 'XenAPI.py')))
-    demo.headline('The config file says where to, which VMs, how and how many backups to keep:',
-                  'the boot disk of db; web, büro and all that begins with mail as a whole.')
-    Path(demo.directory, 'demo.cfg').write_bytes(
-        CONFIG.encode('utf-8').replace(b'{directory}', os.fsencode(demo.directory)))
-    os.mkdir(os.path.join(demo.directory, 'BACKUPS'))
-    demo.run('cat demo.cfg')
-    demo.headline("Root's password goes into a file, so that no crontab shows it.")
-    demo.run('./VmBackup.py password create-password-file=VmBackup.pass')
-    demo.run('ls -l VmBackup.pass')
-    demo.headline('A preview changes nothing and tells what a run would do,',
-                  'also which VMs no line of the config mentions.')
-    demo.run(PREVIEW)
+def partition(image):
+    """Put a partition table onto a disk, and into its one partition what tells ext4."""
+    image.write(0, bytes(510) + b'\x55\xaa')
+    image.write(446, struct.pack('<B3xB3xII', 0x80, 0x83, 2048, image.virtual_size // 512 - 2048))
+    image.write((1 << 20) + 1024, bytes(56) + struct.pack('<H38xI', 0xef53, 0x40) + bytes(924))
 
 
-def two_nights(demo):
-    demo.headline('A night: the run. Every command that changes the pool is shown, numbered.')
-    demo.run(RUN)
-    demo.headline('What it wrote. A directory without its success file is no backup.')
-    demo.run('find BACKUPS | sort')
-    first = demo.dated('web')
-    demo.headline('The next night, as cron would run it: into a log.',
-                  'The oldest backup goes when the new one is complete;',
-                  'mail.*:2 keeps two, all others one.')
-    demo.run(NIGHTLY)
-    demo.run("grep -e Deleting -e Success VmBackup.log")
-    demo.run('ls -1 BACKUPS/*')
-    expect(len(demo.dated('web')) == 1 and demo.dated('web') != first, 'web was not rotated')
-    expect(len(demo.dated('mail server')) == 2, 'mail server has not two backups')
-    demo.headline('The status log: a line for each begin and end.')
-    demo.run('cat logs/status.log')
-    demo.headline("What is left in the pool: nothing of ours. This snapshot was web's before.")
-    demo.left()
+# The scenes of the story.
+
+def preview(demo):
+    demo.scene('A config says where to, which VMs and how many backups; a preview changes nothing')
+    demo.run('cat night.cfg', 'vm-export=web')
+    demo.run(VMBACKUP + 'preview night.cfg', 'vm-export: mail server:2, web', 'SUCCESS preview',
+             show='-export: |covered by any line: ')
 
 
-def failure(demo, verb, server):
+def a_night(demo):
+    demo.scene('A night: snapshots are exported; what was written is read again and verified')
+    demo.run(NIGHT, 'Success - S:3 W:0 E:0', show='verified|VMs: | ended ')
+
+
+def on_disk(demo):
+    demo.scene('What is on disk: without its file `success` it is no backup')
+    demo.run('find BACKUPS/web -type f | sort', '/web.xva\n', '/success\n', '/RESTORE.txt\n')
+
+
+def verify(demo):
+    demo.scene('Are they still whole? Every block is read and its checksum compared')
+    demo.run(VMBACKUP + 'verify night.cfg', '- good %s/BACKUPS/web/' % demo.directory)
+
+
+def listing(demo):
+    demo.scene('Which backups are there?')
+    demo.run(VMBACKUP + 'list night.cfg', 'total of 3 VMs: 3 good')
+
+
+def lost(demo):
+    demo.scene('A VM is lost')
+    demo.run("xe vm-shutdown vm='mail server' force=true")
+    demo.run('xe vdi-export uuid=%s format=raw filename=lost.raw' % demo.disk_of('mail server'))
+    demo.run("xe vm-uninstall vm='mail server' force=true", 'All objects destroyed')
+
+
+def restored(demo):
+    demo.scene('It is restored')
+    demo.run(VMBACKUP + "restore 'mail server' from=night.cfg", 'restored: the VM mail server (',
+             show='restore of|verified|restored: ')
+
+
+def compared(demo):
+    demo.scene('Its disk is the same, byte for byte')
+    demo.run('xe vdi-export uuid=%s format=raw filename=back.raw' % demo.disk_of('mail server'))
+    demo.run('cmp lost.raw back.raw && sha256sum back.raw', '  back.raw\n')
+
+
+def extracted(demo):
+    demo.scene('One file is wanted: the disk that has it, out of the archive')
+    demo.run(VMBACKUP + 'extract web from=night.cfg disk=xvda to=web.raw',
+             'extracted: %s/web.raw, 8388608 bytes' % demo.directory, 'ext2/3/4',
+             show='extracted|table|at byte|mount|only')
+
+
+def a_bad_night(demo, verb, server):
     wanted = FAILURES[verb]
-    with open(os.path.join(demo.directory, 'demo.cfg'), 'a') as stream:
-        stream.write('mail_to=admin@example.com\nmail_from=xen1@example.com\n'
-                     'mail_smtp_port=%d\nmail_mode=problems\n' % server.port)
-    demo.headline('A first night, as cron would run it.')
-    demo.run(NIGHTLY)
-    demo.run('tail -n 1 VmBackup.log')
-    demo.headline('The snapshots in the pool now, all of them made by somebody else:')
-    before = demo.left()
-    demo.headline('The second night: xe %s fails.' % verb)
+    demo.scene('A bad night: xe %s fails. The summary, and the mail that was sent' % verb)
+    before = demo.output(LEFT)
     demo.sim.pool.faults.add(verb, nth=wanted.nth, **wanted.fault)
-    log = demo.run(RUN, wanted.status)
-    expect(wanted.line in log, 'the log does not say: ' + wanted.line)
+    demo.run(NIGHT, wanted.line, status=wanted.status,
+             show='- FAILED |NOTE.*failed|- ERROR pool|VMs: | ended ')
     if wanted.status:
-        demo.headline('It is told: by the exit status, in the log, and in the status log.')
-        demo.run('grep -e WARNING -e ERROR -e FAIL logs/status.log')
-        mail, = server.mails
-        for name, text in (('mail.txt', 'Subject: %s\n\n%s' % (mail.message['Subject'], mail.text)),
-                           ('mail.html', mail.message.get_body(('html',)).get_content())):
-            Path(demo.directory, name).write_text(text, 'utf-8')
-        demo.headline('The mail that it sent, as a client without HTML shows it: the summary, then',
-                      'the log, or that it is attached. A browser shows mail.html (with --shell).')
-        shown = demo.run('head -n 12 mail.txt').splitlines()
-        expect(shown[2].partition(' ')[2][:50] in shown[0], 'the mail begins without the cause')
-    demo.headline('Nothing is left in the pool: the same snapshots as before.')
-    expect(demo.left() == before, 'there are other snapshots than before')
-    demo.headline('The third night: all is well, and the record of the failure is gone.')
-    demo.run(NIGHTLY)
-    demo.run('grep -e Deleting -e Success VmBackup.log')
-    expect(demo.left() == before, 'there are other snapshots than before')
+        mail = server.mails[-1]
+        text = 'To: %s\nSubject: %s\n\n%s' % (
+            ', '.join(mail.recipients), mail.message['Subject'], mail.text)
+        Path(demo.directory, 'mail.txt').write_text(text, 'utf-8')
+        Path(demo.directory, 'mail.html').write_text(
+            mail.message.get_body(('html',)).get_content(), 'utf-8')
+        demo.run('head -n 5 mail.txt', 'To: admin@example.com\nSubject: VmBackup ', ' - ERROR - S:')
+    expect(demo.output(LEFT) == before, 'there are other snapshots than before')
+
+
+def status(demo, verb):
+    demo.scene('What monitoring is told, until a night is good again')
+    is_bad = FAILURES[verb].status > 0
+    demo.run(VMBACKUP + 'status night.cfg', 'VMBACKUP ' + ('WARNING' if is_bad else 'OK'),
+             status=int(is_bad))
+    demo.run(NIGHT + ' quiet', 'Success - S:3 W:0 E:0')
+    demo.run(VMBACKUP + 'status night.cfg', 'VMBACKUP OK - 3 of 3 VMs have a good backup')
+
+
+# What --full shows besides.
+
+def installing(demo):
+    demo.scene('Installing is copying two files; a password goes into a file, or is not needed')
+    demo.run('ls VmBackup.py XenAPI.py')
+    demo.run('echo password | %screate-password-file VmBackup.pass' % VMBACKUP,
+             'password file created')
+    demo.run('ls -l VmBackup.pass', '-rw------- ')
+
+
+def rotated(demo):
+    demo.scene('What the nights left: a backup of each VM, two of mail server; nothing in the pool')
+    demo.run('ls -1 BACKUPS/*')
+    expect([1, 2] == [len(os.listdir('%s/BACKUPS/%s' % (demo.directory, name)))
+                      for name in ('web', 'mail server')], 'the backups were not rotated')
+    demo.run('cat status.log', ',vmbackup.py,', ',end,SUCCESS web,')
+    demo.run(LEFT, 'web 0\n')
+
+
+def one_disk(demo):
+    demo.scene('One disk comes back as a new one')
+    demo.run(VMBACKUP + 'restore db from=night.cfg disk=xvda', 'restored: ')
+
+
+def streamed(demo):
+    demo.scene('A stream, to wherever copies are kept; here into a file')
+    demo.run(VMBACKUP + 'stream desktop from=night.cfg quiet | cat > desktop.xva && ' +
+             VMBACKUP + 'verify desktop.xva', '- good ', '/desktop.xva: ')
+
+
+# A recording.
+
+UNIFORM = (                    # what differs from run to run, and what is drawn in its place
+    (r'\d{4}-\d\d-\d\d-\(\d\d:\d\d:\d\d\)', '2026-03-01-(00:10:01)'),
+    (r'\b\d{4}([-/])\d\d[-/]\d\d \d\d:\d\d', r'2026\g<1>03\g<1>01 00:10'),
+    (r'\b(00:10):\d\d\b', r'\1:01'),
+    (r'(?<=pool_db_)\d{8}-\d{6}', '20260301-001001'),
+    (r'\brestored-\d{4}-\d\d-\d\d\b', 'restored-2026-03-01'),
+    (r'\bin \d:\d\d:\d\d\b', 'in 0:00:01'),
+    (r'\b\d+min\b', '0min'),
+    (r'\(\d+ s\)|(?<= t:)\d+', lambda found: re.sub('[0-9]+', '1', found.group())),
+    (r'\boldest=\d+s', 'oldest=4s'),
+    (r'\bsize=\d+B', 'size=11566080B'),
+    (r'\bon disk [0-9.]+ MiB', 'on disk 4.1 MiB'),
+    (r'\[\d+ lines more\]', '[more lines]'),         # some tell of this host's file systems
+    (r'\bmail_smtp_port=\d+', 'mail_smtp_port=25'),
+    (r'\S*/simpool-[0-9a-f]{8}/bin/xe\b', 'xe'),
+)
+UUID = re.compile(r'\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b')
+ROW, COLUMN, COLUMNS = 18, 8.43, 112
+KINDS = (('head', '== '), ('typed', r'\$ '),
+         ('bad', r'.*(\bERROR|\bFAILED|VMBACKUP [CW]|^\[exit status)'), ('', ''))
+DRAWING = """\
+<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">
+<style>
+text {{ font: 14px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+       fill: #d0d7de; white-space: pre }}
+.head {{ fill: #e3b341; font-weight: bold }} .typed {{ fill: #7ee787 }} .bad {{ fill: #ff7b72 }}
+</style>
+<rect width="100%" height="100%" rx="8" fill="#0d1117"/>
+{rows}
+</svg>
+"""
+
+
+def uniform(lines, directory):
+    """The lines of a demo as any other run prints them, too."""
+    text = '\n'.join(lines).replace(directory, '/tmp/demo')
+    for pattern, replacement in UNIFORM:
+        text = re.sub(pattern, replacement, text)
+    host = re.escape(os.uname().nodename)
+    text = re.sub(r'((?<=Subject: VmBackup )|(?<=\bMETADATA_)|(?<=,))%s\b' % host, 'xen1', text)
+    text = re.sub('(?m)^(Subject: .{92}).+', r'\1...', text)      # cut off by the host's name
+    known = {}
+    for uuid in UUID.findall(text):
+        known.setdefault(uuid, '5c0ffee5-0000-4000-8000-%012d' % (len(known) + 1))
+    return UUID.sub(lambda found: known[found.group()], text).split('\n')
+
+
+def drawing(lines):
+    """A picture, SVG, of lines on a terminal."""
+    rows = []
+    for line in lines:
+        kind = next(name for name, pattern in KINDS if re.match(pattern, line))
+        for part in textwrap.wrap(line, COLUMNS, subsequent_indent=' ' * 8,
+                                  break_on_hyphens=False) or ['']:
+            rows.append('<text x="16" y="%d"%s>%s</text>' % (
+                ROW * len(rows) + 26, kind and ' class="%s"' % kind, html.escape(part, False)))
+    return DRAWING.format(width=round(COLUMNS * COLUMN) + 32, height=ROW * len(rows) + 24,
+                          rows='\n'.join(rows))
 
 
 def open_shell(demo):
     shell = os.environ.get('SHELL') or 'sh'
-    demo.headline('A shell in %s. The pool runs; root\'s password is: password' % demo.directory,
-                  PREVIEW, RUN, 'xe vm-list', 'exit ends it.')
+    demo.scene("A shell in %s. The pool runs, root's password is: password; exit ends it"
+               % demo.directory)
+    demo.say(*('   ' + line for line in (VMBACKUP + 'preview night.cfg', NIGHT, 'xe vm-list')))
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C is meant for the shell
     try:
         subprocess.call([shell if shutil.which(shell) else 'sh'], cwd=demo.directory,
@@ -242,26 +369,49 @@ def end_children():
                 send(pid, signal.SIGTERM)
 
 
+def prepare(demo, server):
+    """What is there before the first scene."""
+    os.mkdir(os.path.join(demo.directory, 'BACKUPS'))
+    for name in ('VmBackup.py', 'XenAPI.py'):
+        shutil.copy(os.path.join(ROOT, name), demo.directory)
+    Path(demo.directory, 'night.cfg').write_bytes(
+        CONFIG.replace('{port}', str(server.port)).encode('utf-8').replace(
+            b'{directory}', os.fsencode(demo.directory)))
+    pool = demo.sim.pool
+    partition(pool.content[pool.ref_of('VDI', demo.disk_of('web'))])
+
+
+def story(demo, verb, server):
+    demo.say('On a simulated pool of six VMs, in ' + demo.directory + '.',
+             'Each line after a $ is run by sh. --full shows whole outputs, and more scenes.')
+    further = demo.is_full
+    for scene in [installing] * further + [preview, a_night, on_disk, verify, listing, lost,
+                                           restored, compared, extracted]:
+        scene(demo)
+    a_bad_night(demo, verb, server)
+    status(demo, verb)
+    for scene in [rotated, one_disk, streamed] * further:
+        scene(demo)
+    demo.say('', 'All of that went as expected.')
+
+
 def main(argv):
     options = parse(argv)
     for number in STOPPING:            # ends the demo as an exception does: all is taken down
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     with contextlib.ExitStack() as stack:
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix='vmbackup-demo-'))
-        demo, status = Demo(stack.enter_context(SimPool(pools.DEMO)), directory), 0
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix='demo-'))
+        demo, ending = Demo(stack.enter_context(SimPool(pools.DEMO)), directory, options.full), 0
         stack.callback(end_children)
+        server = stack.enter_context(SmtpSink())
         try:
-            say("A night's backup on a simulated pool of six VMs. All of it happens in",
-                directory + ' and nowhere else on this machine.')
-            prepare(demo)
-            if options.fail:
-                failure(demo, options.fail, stack.enter_context(SmtpSink()))
-            else:
-                two_nights(demo)
-            say('', 'All of that went as expected.')
+            prepare(demo, server)
+            story(demo, options.fail, server)
+            if options.record:
+                Path(options.record).write_text(drawing(uniform(demo.said, directory)), 'utf-8')
         except Unexpected as error:
-            say('', 'NOT AS EXPECTED: %s' % error)
-            status = 1
+            demo.say('', 'NOT AS EXPECTED: %s' % error)
+            ending = 1
         if options.shell:
             open_shell(demo)
-        return status
+        return ending
