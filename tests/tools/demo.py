@@ -24,6 +24,7 @@ from typing import Any, Dict, NamedTuple
 
 from tests import ROOT
 from tests.simpool import SimPool, pools
+from tests.tools.http_sink import HttpSink
 from tests.tools.processes import children_of
 from tests.tools.smtp_sink import SmtpSink
 
@@ -279,10 +280,45 @@ def one_disk(demo):
     demo.run(VMBACKUP + 'restore db from=night.cfg disk=xvda', 'restored: ')
 
 
+def looked_into(demo):
+    demo.scene('A look into a disk from a VM that runs: it is named until that ends')
+    output = demo.run(VMBACKUP + 'restore web from=night.cfg disk=xvda attach=db mode=rw',
+                      'attached: web 0-restored-')
+    uuid = UUID.findall(output)[-1]
+    demo.run(VMBACKUP + 'status night.cfg', 'attached: web 0-restored-')
+    demo.run(VMBACKUP + 'detach %s from=night.cfg' % uuid, 'detached: ' + uuid)
+
+
+def without_network(demo):
+    demo.scene('A VM comes back beside the original, without a network')
+    demo.run(VMBACKUP + 'restore web from=night.cfg name=web-2 network=none', 'the VM web-2 (')
+    vifs = demo.run('xe vif-list vm-name-label=web-2')
+    expect(not vifs.strip(), 'it has a network')
+
+
 def streamed(demo):
     demo.scene('A stream, to wherever copies are kept; here into a file')
     demo.run(VMBACKUP + 'stream desktop from=night.cfg quiet | cat > desktop.xva && ' +
              VMBACKUP + 'verify desktop.xva', '- good ', '/desktop.xva: ')
+
+
+def tried_again(demo):
+    demo.scene('A second try, at the end of the run, for a VM that failed')
+    demo.run("sed -i 's/^RESTART_PAUSE = 30 /RESTART_PAUSE = 0.1 /' VmBackup.py")
+    demo.sim.pool.faults.add('vm-snapshot', **FULL)
+    demo.run(NIGHT + ' retries=1 quiet', 'failed at first: web: SNAPSHOT-FAIL', 'S:3 W:0 E:0')
+    demo.run('grep web status.log | tail -n 4', ',end,TRY-AGAIN web\n', ' try:2\n')
+
+
+def pinged(demo):
+    demo.scene('A service that misses what does not come is told of each run')
+    with HttpSink() as service:
+        demo.run('echo ping_url=%s/secret >> night.cfg' % service.url)
+        demo.run(VMBACKUP + 'test-ping night.cfg', 'ping_url was told: success')
+        demo.run(NIGHT + ' quiet')
+        Path(demo.directory, 'asked').write_text(''.join(
+            '%s %s\n' % each[:2] for each in service.asked))
+        demo.run('cat asked', 'GET /secret/start\nGET /secret\n' * 2)
 
 
 # A recording.
@@ -390,7 +426,8 @@ def story(demo, verb, server):
         scene(demo)
     a_bad_night(demo, verb, server)
     status(demo, verb)
-    for scene in [rotated, one_disk, streamed] * further:
+    for scene in [rotated, one_disk, looked_into, without_network, streamed,
+                  tried_again, pinged] * further:
         scene(demo)
     demo.say('', 'All of that went as expected.')
 
