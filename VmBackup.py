@@ -226,9 +226,9 @@ Warned = List[str]             # warnings, to which more may be added
 Size = Optional[int]           # bytes, None where nothing tells it
 Time = Optional[str]           # as iso() writes it, the same
 
-# Codes of ours, beside xapi's: a command did not end in time; a transfer did not move; xapi was not
-# there, so that nothing was begun; it was not, or ended meanwhile; a disk is somebody else's.
-TIMED_OUT, STALLED, REFUSED, UNREACHABLE = 'TIMED_OUT', 'STALLED', 'REFUSED', 'UNREACHABLE'
+# Codes of ours, beside xapi's: a command did not end in time; xapi was not there, so that nothing
+# was begun; it was not, or ended meanwhile; a disk is somebody else's.
+TIMED_OUT, REFUSED, UNREACHABLE = 'TIMED_OUT', 'REFUSED', 'UNREACHABLE'
 WENT_AWAY = (REFUSED, UNREACHABLE, 'HANDLE_INVALID')   # the last: it forgot the task
 NOT_OURS = 'NOT_OURS'
 IN_USE, FULL, HAS_USB = 'VDI_IN_USE', 'SR_FULL', 'VM_HAS_VUSBS'
@@ -501,15 +501,6 @@ def abbreviate(texts: Texts):
     return ', '.join(texts[:MOST_NAMES]) + (f' and {more} more' if more > 0 else '')
 
 
-def cut(text, columns):
-    """Return as much of a text as a terminal shows in so many columns, or less."""
-    for index, letter in enumerate(text):
-        columns -= 2 if unicodedata.east_asian_width(letter) in 'WF' else 1
-        if columns < 0:
-            return text[:index]
-    return text
-
-
 def shell_word(text):
     """Return text as one word for bash, which can be shown and pasted whatever is in it."""
     text = portable(text)
@@ -590,7 +581,7 @@ class Console:
         if self.passing:
             import shutil
             width, height = shutil.get_terminal_size()             # 0 on a serial console
-            self.shown = '\n'.join(cut(each, (width or 80) - 1) for each in
+            self.shown = '\n'.join(each[:(width or 80) - 1] for each in
                                    list(self.passing.values())[:height or 24])
         self.put(self.stream, clear + text + self.shown)
 
@@ -635,7 +626,6 @@ def log(*lines, loud=False):
 EXPORTS = ('vm-export', 'vdi-export')
 METHODS = EXPORTS + ('exclude', 'exclude-disk')
 NUMBERS = {int: r'[0-9]{1,9}\Z', float: r'[0-9]{1,6}(\.[0-9]{1,6})?\Z'}      # no other of Python's
-FAMILIAR = {'dry_run': 'preview', 'check': 'check-config'}     # words of other programs
 
 
 class Rule(NamedTuple):
@@ -679,8 +669,7 @@ def unquoted(text, marks='#'):
 def nearest(word, known: Iterable[str], remark=', perhaps {}'):
     """Return a remark on what a mistyped word may stand for, '' where nothing is like enough."""
     import difflib
-    word = word.lower().lstrip('-')
-    found = difflib.get_close_matches(FAMILIAR.get(word, word), known, 1, 0.75)
+    found = difflib.get_close_matches(word.lower().lstrip('-'), known, 1, 0.75)
     return remark.format(*found) if found else ''
 
 
@@ -891,9 +880,6 @@ def config_of(line: CommandLine):
             raise UsageError(f'a config file stands alone: {word} (vm=SELECTOR chooses some of its '
                              'VMs; a password goes into a file, password-file=FILE)')
         rules.append(selector(word))
-    for rule in rules:
-        if search(r'/|\.\w{1,4}$', rule.text):
-            log(f'***NOTE - no file {rule.text}: taken as a VM name or regex', loud=True)
     config = parse_config([], '', line)
     return config._replace(rules=(*rules, *config.rules))
 
@@ -1116,16 +1102,12 @@ class Plan:
         self.invalid = []      # type: List[Rule]      # those with a retention that is no number
         self.messages, self.warnings = [], []      # type: List[str], List[str]
         self.errors = []       # type: List[str]       # with any of these nothing is backed up
-        names = {vm.name for vm in vms}
         for rule in sorted(rules, key=lambda rule: rule.method in EXPORTS):     # excludes first
             if rule.method == 'exclude-disk' and not (saved or regex_of(rule.word)):
                 self.remark('WARNING', f'invalid regex: {rule} ({rule.where}): it can only be '
                                        'the name of a disk')
             if rule.method in ('vm', 'exclude-disk'):
                 continue
-            if rule.keep is not None and rule.kind == 'name' and rule.text in names:
-                if not any(matches(rule.word, name) for name in names - {rule.text}):
-                    rule = rule._replace(word=rule.text, keep=None)    # a name that ends in :N
             found = self.selected(rule)
             for vm in found:
                 if vm.ref not in self.wanted:
@@ -1166,7 +1148,7 @@ class Plan:
             return ': ' + self.former[rule.word]
         text = HIDDEN.sub('', sub(r'\s', ' ', rule.text))      # what looks like a blank, or nothing
         remark = '' if text == rule.text else ' (in plain letters and blanks)'
-        for parts in () if rule.method == 'vm' else ([text], text.split(',', 100)):
+        for parts in [text], text.split(',', 100):
             lines = []         # type: List[Rule]
             with suppress(ValueError):
                 for part in parts:
@@ -1188,11 +1170,8 @@ class Plan:
             return
         is_export = rule.method in EXPORTS
         level = 'WARNING' if hint or is_export else 'NOTE'
-        # What was meant as NAME:N; only of such a VM if it ends as a regex can, too.
-        found = is_export and by_name and not hint and match(
-            r'(.*):(?:([\w-]*)|[\s+.-]*\w[\s\w+.-]*)\Z', rule.word, DOTALL)
-        if found and (found.lastindex == 2 or any(matches(found[1], vm.name) for vm in self.vms)):
-            self.invalid.append(rule)
+        if is_export and by_name and not hint and search(r':\s*[+-]?\w*\Z', rule.word):
+            self.invalid.append(rule)              # meant as NAME:N
             self.errors.append(f'ERROR: vm_max_backup is invalid - {rule.text}{line}')
             return
         if self.only and not self.is_concerned('vm', rule):
@@ -1206,8 +1185,6 @@ class Plan:
                 if name not in [failure.name for failure in self.failures]:
                     self.failures.append(Outcome(name, None, rule.method, 'VM-NOT-FOUND',
                                                  error='not in the pool' + hint))
-        if not hint and level != 'ERROR':
-            line = ''
         self.remark(level, f'{self.lacking}: {rule}{line}{hint}')
 
 
@@ -1440,7 +1417,7 @@ class Watchdog:
             self.seen, self.standing = (size, shares), stopwatch()
         if self.standing() > self.limit:
             raise CommandFailed(f'no progress for {self.limit / 60:g} minutes (stall_timeout), '
-                                f'with {human_size(size)} {self.verb}', STALLED)
+                                f'with {human_size(size)} {self.verb}')
 
     def feed(self, stream):
         """Write all pieces, or until the child ends, and close the stream. Raise what they do."""
@@ -1554,19 +1531,6 @@ class Signals:
             ': what may be left in the pool has its record in backup_dir, for the next run'
             if self.overdue and not self.at_once else ''))
 
-    @contextmanager
-    def ending(self, children: Sequence[Popen]):
-        """Let a signal end these children; raise Interrupted once they have ended by one."""
-        self.children.update(children)
-        if self.received:
-            send_signal(SIGTERM, *children)
-        try:
-            yield
-        finally:
-            self.children.difference_update(children)
-        if self.received:
-            raise self.reason()
-
 
 Signals.current = Signals()        # those that this process handles
 
@@ -1629,8 +1593,15 @@ def attend(children: Sequence[Popen], work: Callable, argv: Texts, limit, cuttab
         elif waited() >= limit:
             raise CommandFailed(f'still running after {limit:g} seconds: {quoted(argv)}', TIMED_OUT)
 
-    with signals.ending(children):
+    signals.children.update(children)
+    if signals.received:
+        send_signal(SIGTERM, *children)
+    try:
         bounded('', work, watch=watch, every=watchdog.every if watchdog else WATCH_EVERY)
+    finally:
+        signals.children.difference_update(children)
+    if signals.received:
+        raise signals.reason()
 
 
 def run(argv: Texts, timeout, cuttable=False, watchdog: Optional[Watchdog] = None, packer=None):
@@ -1683,20 +1654,12 @@ def run_hook(argv: Texts, own: Dict[str, bytes], timeout, cuttable, tell: Callab
                 last.append(line.decode('utf-8', 'replace').rstrip('\r\n'))
                 tell(last[-1])
 
-    def ended():       # it is not reaped, so nobody gets its group's number
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-
     with started(argv, bufsize=-1, stderr=STDOUT, env={**os.environ, **own}) as child:
         listener = Thread(target=listen, daemon=True)
         listener.start()
-        try:
-            attend([child], ended, argv, timeout, cuttable)
-        except BaseException:                          # end it, and whatever it has started
-            send_signal(SIGTERM, child)
-            with suppress(TargetError):
-                bounded('', ended, limit=REAP_TIMEOUT)
-            send_signal(SIGKILL, child)
-            raise
+        # It is not reaped, so nobody gets its group's number.
+        attend([child], lambda: os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT), argv,
+               timeout, cuttable)
         listener.join(LAST_WORDS)
     status = child.returncode
     if status:
@@ -1992,8 +1955,6 @@ class Pool:
         except (OSError, http.client.HTTPException) as error:
             words = getattr(error, 'strerror', '') or str(error) or type(error).__name__
             code = UNREACHABLE
-        if 'CERTIFICATE_VERIFY_FAILED' in words:
-            words += f' (it is none of {POOL_CERTIFICATES}; local as the password needs none)'
         what = 'login at ' + self.shown if method == 'login_with_password' else method
         raise PoolError(f'XenAPI {what} failed: {words[:LONGEST_LINE]}', code) from cause
 
@@ -2626,19 +2587,13 @@ def blaming_room(path, need=''):
         raise
 
 
-def size_of(path):
-    """Return the bytes of a file, 0 if there is none. Raise OSError, as of a share in trouble."""
+def size_of(path, on_disk=False):
+    """Return the bytes of a file, or those that it takes on disk, where it may be sparse; 0 if
+    there is none. Raise OSError, as of a share in trouble."""
     with suppress(FileNotFoundError, NotADirectoryError):
         status = status_of(path)
-        return status.st_size if S_ISREG(status.st_mode) else 0
-    return 0
-
-
-def occupied(path):
-    """Return the bytes that a file, if it is there, takes on disk, where it may be sparse."""
-    with suppress(FileNotFoundError):
-        found = status_of(path)
-        return min(found.st_size, found.st_blocks * 512)
+        if S_ISREG(status.st_mode):
+            return min(status.st_size, status.st_blocks * 512) if on_disk else status.st_size
     return 0
 
 
@@ -2696,9 +2651,9 @@ def write_whole(path, data, alone=''):
         raise
 
 
-def write_json(path, value):
+def write_json(path, value, alone=''):
     """Write a value as JSON (see `write_whole`)."""
-    write_whole(path, encoded(as_json(value)))
+    write_whole(path, encoded(as_json(value)), alone)
 
 
 def run_create_password_file(line: CommandLine):
@@ -2887,6 +2842,13 @@ PROVED = {                 # from least to most
     'restorable': 'intact, but xe vm-import refuses it as it is: use the command restore',
     'structure': 'the structure is intact',
     'checksums': 'all checksums match'}
+DISK = dict.fromkeys(['uuid', 'device', 'name', 'file', 'why'], str)
+FINDING = {'when': seconds_of, 'fault': str, 'proved': str, 'sr': str, 'seconds': int}
+SHAPE = {                  # of a manifest: what is read of it, by keys; what else it has may be any
+    'number': int, 'started': seconds_of, 'method': str, 'snapshot': str, 'files': dict,
+    'vm': {'name': str, 'uuid': str, 'tags': [str]}, 'pool': {'uuid': str}, 'earlier': [str],
+    'disks': [DISK], 'left_out': [DISK], 'verified': {**FINDING, 'digests': dict},
+    'test_restore': FINDING}
 
 
 def as_size(value):
@@ -2894,44 +2856,23 @@ def as_size(value):
     return int(value) if match(r'[0-8]?[0-9]{1,18}\Z', str(value)) else None
 
 
-def value_in(document: Record, key, default=''):
-    """Return a value in a document if it is of the default's class, else the default."""
-    found = document.get(key)
-    return found if isinstance(found, type(default)) else default
+def is_sound(value, shape):
+    """Return whether a value is of a class, or passes a function, and all in it is as in SHAPE."""
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(is_sound(each, shape[0]) for each in value)
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(
+            is_sound(value[key], shape[key]) for key in shape if key in value)
+    return isinstance(value, shape) if isinstance(shape, type) else shape(value)
 
 
 def uuid_and_device(disk: Record):
     """Return what a manifest has of a disk, to know it again by."""
-    return value_in(disk, 'uuid'), value_in(disk, 'device')
-
-
-def items_in(document: Record, key, kind: type):
-    """Return what a list in a document has of a class, None without a list."""
-    found = document.get(key)
-    return [each for each in found if isinstance(each, kind)] if isinstance(found, list) else None
-
-
-def as_time(text):
-    """Return a text that is a time, as iso() writes it; None for all else."""
-    with suppress(ValueError, TypeError):
-        seconds_of(text)
-        return text
-    return None
-
-
-def finding(found: Record):
-    """Return what a manifest tells of a verification or a test restore, {} where there was none."""
-    if not found:
-        return {}
-    proved = value_in(found, 'proved')
-    fault = None if found.get('fault') is None else value_in(found, 'fault') or 'unknown'
-    return {'when': as_time(found.get('when')), 'fault': fault,
-            'proved': proved if proved in PROVED else None,
-            'sr': value_in(found, 'sr') or None, 'seconds': value_in(found, 'seconds', 0) or None}
+    return disk.get('uuid', ''), disk.get('device', '')
 
 
 class Manifest(NamedTuple):
-    """What a backup tells of itself, and whose it is; of what was edited, what can be meant."""
+    """What a backup tells of itself, and whose it is."""
     number: int = 0            # in the order of this VM's backups, whatever the clock; 0: 3.25's
     started: Time = None       # never None if there is a number
     method: str = ''
@@ -2944,14 +2885,14 @@ class Manifest(NamedTuple):
     left_out: List[Record] = []    # the others of the VM
     pool: str = ''             # uuid
     earlier: Optional[Texts] = None    # uuids of VMs that are gone; None: 3.25 or 5.0.0 made it
-    verified: Record = {}      # as finding() has it
+    verified: Record = {}      # as FINDING
     test_restore: Record = {}
     digests: Record = {}       # SHA-256 by the names of the files, uncompressed
     known: bool = False        # whether there is one
 
     def images(self):
         """Return the names of the archives and images."""
-        named = [value_in(disk, 'file') for disk in self.disks]
+        named = [disk.get('file', '') for disk in self.disks]
         return [name for name in [*self.files, *named] if name.endswith(IMAGES)]
 
     @property
@@ -2963,12 +2904,12 @@ class Manifest(NamedTuple):
     def of_the_vm(self):
         """Return uuid and device of each disk that the VM had, but for those never backed up."""
         return [uuid_and_device(disk) for disk in self.disks + self.left_out
-                if value_in(disk, 'why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
+                if disk.get('why', NOT_CHOSEN).startswith(NOT_CHOSEN)]
 
     def disk(self, name):
         """Return the disk of that image, compressed or not; else the first disk, or {}."""
         for disk in self.disks:
-            if folded(plain_name(value_in(disk, 'file'))) == folded(plain_name(name)):
+            if folded(plain_name(disk.get('file', ''))) == folded(plain_name(name)):
                 return disk
         return self.disks[0] if self.disks else {}
 
@@ -2989,28 +2930,27 @@ class Manifest(NamedTuple):
 
 
 def manifest_of(document: Record):
-    """Return what a document tells."""
-    vm = value_in(document, 'vm', {})
-    number = value_in(document, 'number', 0)
-    verified = value_in(document, 'verified', {})
-    started = as_time(document.get('started'))
-    return Manifest(
-        number if number > 0 and started else 0, started,
-        value_in(document, 'method'), value_in(vm, 'name'), value_in(vm, 'uuid'),
-        items_in(vm, 'tags', str), value_in(document, 'snapshot') or None,
-        {name: size for name, size in value_in(document, 'files', {}).items()
-         if as_size(size) == size and not DROPPED.search(name)},
-        items_in(document, 'disks', dict) or [], items_in(document, 'left_out', dict) or [],
-        value_in(value_in(document, 'pool', {}), 'uuid'), items_in(document, 'earlier', str),
-        finding(verified), finding(value_in(document, 'test_restore', {})),
-        value_in(verified, 'digests', {}), bool(document))
+    """Return what a document of SHAPE tells."""
+    vm, verified = document.get('vm', {}), document.get('verified', {})
+    told = {key: document[key] for key in Manifest._fields if key in document}
+    for key in 'verified', 'test_restore':
+        if told.get(key):
+            told[key] = {each: told[key].get(each) or None for each in FINDING}
+    told.update(
+        number=told.get('number', 0) if 'started' in told else 0,
+        name=vm.get('name', ''), uuid=vm.get('uuid', ''), tags=vm.get('tags'),
+        files={name: size for name, size in told.get('files', {}).items()
+               if as_size(size) == size and not DROPPED.search(name)},
+        pool=document.get('pool', {}).get('uuid', ''), digests=verified.get('digests', {}),
+        known=bool(document))
+    return Manifest(**told)
 
 
 def document_in(directory):
     """Return all that a backup's manifest tells, {} for none or a damaged one. Raise OSError."""
-    with allowing(ENOENT, EINVAL), suppress(ValueError):
+    with allowing(ENOENT, EINVAL), suppress(ValueError, TypeError):    # as of seconds_of
         document = parse_json(load(f'{directory}/{MANIFEST}'))
-        if isinstance(document, dict):
+        if is_sound(document, SHAPE):
             return document
     return {}
 
@@ -3103,7 +3043,7 @@ class Backup(NamedTuple):
 
     def occupied(self):
         """Return the bytes that its files take on disk. Raise OSError."""
-        return sum(occupied(self.file(name)) for name in self.files())
+        return sum(size_of(self.file(name), True) for name in self.files())
 
     def unchanged_for(self):
         """Return the seconds since anything in it changed, by the share's clock. Raise OSError."""
@@ -3308,7 +3248,7 @@ class History:
         for backup in self.completed():
             for name in names if owner.rotates(backup) else ():
                 with suppress(OSError):
-                    sizes[name] = occupied(backup.file(name)) or sizes.get(name, 0)
+                    sizes[name] = size_of(backup.file(name), True) or sizes.get(name, 0)
         return sizes
 
     def with_intent(self):
@@ -3480,7 +3420,6 @@ def select_histories(found: Sequence[History], config: Config, keep=1):
 # No directory of ours is deleted through a symbolic link, nor what is mounted in it. Before it is
 # deleted it gets a name that counts as no backup, so that a kill in the midst leaves none in part.
 
-RUN_PATIENCE = 3           # seconds; `status` may look at the lock
 WRITE_TEST = '00VMbackupWriteTest%20'     # path_part makes no such name of any VM's
 # Seconds without a change on a share that cannot lock, after which another host is not taken to be
 LONGEST_PAUSE = 900        # at work: where the pool would show it, but for pauses between exports,
@@ -3508,14 +3447,6 @@ def drop_record(path):
         remove(note_of(path))
 
 
-def check_readable(document: Record):
-    """Raise TargetError for a manifest or record that we could not read again."""
-    try:
-        parse_json(encoded(as_json(document)))
-    except ValueError as error:
-        raise TargetError(f'its record would be too long: {error} (shorten its tags and names)')
-
-
 def set_intent(backup: Backup, intent: Intent):
     """Record, on stable storage, a snapshot that is about to be made, or now has a uuid."""
     note(backup.file(INTENT), intent)
@@ -3524,11 +3455,11 @@ def set_intent(backup: Backup, intent: Intent):
 
 def finish_deleting(path):
     """Go on deleting. What has something of a person in it gets its own name back, and that is
-    told; what is protected by now, too, and False is returned. Raise TargetError, OSError."""
+    told, or what is protected by now, and that is a TargetError. Raise that, OSError."""
     name = basename(path)[len(DELETING):]
     if is_there(join(path, PROTECTED)):
         rename(path, name)
-        return False
+        raise TargetError('it is protected')
     refuse_mounts(path)
     stays = []                 # type: List[str]
     with hold(path):
@@ -3546,7 +3477,6 @@ def finish_deleting(path):
         log(f'***NOTE - {path} stays, with what this program did not make: {abbreviate(stays)}')
     else:
         remove(path, True)
-    return True
 
 
 class NewBackup(Backup):
@@ -3570,7 +3500,6 @@ class NewBackup(Backup):
             sizes[portable(name)] = size_of(path)
         check_held(self.path)
         manifest = dict(document, number=self.manifest.number, files=sizes)
-        check_readable(manifest)
         write_json(self.file(MANIFEST), manifest)
         write_whole(self.file(MARKERS[large]), b'')
         check_held(self.path)
@@ -3632,8 +3561,7 @@ class Store(Catalogue):
             if not samestat(status_of(deleting), fstat(HELD[backup.path][0])):
                 rename(deleting, name)
                 raise TargetError('it was replaced by another directory meanwhile')
-        if not finish_deleting(deleting):
-            raise TargetError('it is protected')
+        finish_deleting(deleting)
 
     def write_test(self):
         """Return the path of a file that shows whether one can be written, of no other run."""
@@ -3729,8 +3657,7 @@ class Store(Catalogue):
     def write_run(self, name, run: LastRun):
         """Record a run, on stable storage. Raise TargetError, OSError."""
         self.check_mounted()
-        bounded('the share', write_whole, f'{self.root}/{name}.json',
-                encoded(as_json(run._asdict())), 'its')
+        bounded('the share', write_json, f'{self.root}/{name}.json', run._asdict(), 'its')
 
     def is_locked(self, directory):
         """Return whether a run holds that lock, None where nothing tells."""
@@ -3741,11 +3668,6 @@ class Store(Catalogue):
             except BlockingIOError:
                 return True
         return None
-
-    def goes_on(self, name, run: LastRun):
-        """Return whether a run without an end is at work, by its lock or else by its process."""
-        locked = self.is_locked(name)
-        return is_in_work(run) if locked is None else locked
 
     @contextmanager
     def restoring(self, pool, name, since):
@@ -3995,12 +3917,8 @@ def xmlrpc_value(ova):
 
 def ova_objects(ova):
     """Return an ova.xml's records by class and id, within damaged_if_malformed."""
-    document = xmlrpc_value(ova)
-    version = document['version']['export_vsn']
-    if version != '2':
-        raise ValueError(f'unknown version of the format: {version}')
     objects = defaultdict(dict)            # type: Dict[str, Records]
-    for each in document['objects']:
+    for each in xmlrpc_value(ova)['objects']:
         objects[each['class']][each['id']] = each['snapshot']
     return objects
 
@@ -4033,8 +3951,6 @@ def archived_vm(ova):
     """Return the VM of an ova.xml, the only one, with what its archive has to hold."""
     with damaged_if_malformed():
         objects = ova_objects(ova)
-        if len(objects['VM']) != 1:
-            raise ValueError(f'{len(objects["VM"])} VMs in it, where one was expected')
         vm, = objects['VM'].values()
         places, disks, vifs = {}, [], []   # type: Dict[str, Tuple[str, str]], List[Any], List[Any]
         for vbd in objects['VBD'].values():
@@ -4102,17 +4018,6 @@ class Reader:
         """Yield what is still to be read; each piece is gone with the next."""
         for got in iter(lambda: self.more(self.view), 0):
             yield self.view[:got]
-
-    def failed_export(self):
-        """Return the answer of HTTP at the end of a failed export (xapi: http_svr.ml), or ''."""
-        found = None
-        with suppress(OSError):
-            end = pread(self.handle, 4096, max(0, fstat(self.handle).st_size - 4096))
-            found = search(rb'HTTP/1\.\d 500(?:.*</h1>)?(.*)', end, DOTALL)
-        if not found:
-            return ''
-        words = sub(b'<[^>]*>', b' ', found.group(1))
-        return ': the export failed: ' + ' '.join(decoded(words).split())
 
     def position(self):
         """Return how far it was read, and let the system forget that; lseek(2) waits for reads."""
@@ -4423,14 +4328,11 @@ def tar_header(head):
 
 @contextmanager
 def opened(path, form):
-    """Yield the Reader of a file, which unpacks all but images; if that is Damaged, say why."""
+    """Yield the Reader of a file, which unpacks all but images."""
     kind = ArchiveReader if form == '.xva' else Reader
     with reading(path) as stream, closing(
             kind(stream.fileno(), path.endswith(('.raw', '.vhd')))) as reader:
-        try:
-            yield reader
-        except Damaged as error:
-            raise Damaged(f'{error}{reader.failed_export()}')
+        yield reader
 
 
 def archive_for_import(path, name, mark, readers: List[Reader]):
@@ -4673,27 +4575,24 @@ class Verifier:
 
     def prove_in(self, backup: Backup, name):
         """Do as `prove` for a file of a backup, which has to be what its manifest tells of it."""
-        plain = plain_name(name)
         proof = self.prove(backup.file(name), backup.disk_size(name))
         meant = backup.manifest.snapshot
         if proof.vm and meant not in (None, proof.vm):
             raise Damaged(f'it is of another snapshot: {proof.vm}, not {meant}')
-        if check_digest(backup, name, proof.digest) and plain.endswith(('.raw', '.vhd')):
+        if check_digest(backup, name, proof.digest) and form_of(name) in ('.raw', '.vhd'):
             return proof._replace(proved='checksums')
         return proof
 
     def check(self, backup: Backup):
         """Read all of a backup. Raise as `prove` if its archive or image is not what it was."""
-        digests = {}           # type: Strings
-        proved = []
+        proofs = {}            # type: Dict[str, Proof]
         for name in backup.check_archives():
             try:
-                proof = self.prove_in(backup, name)
+                proofs[portable(plain_name(name))] = self.prove_in(backup, name)
             except (Damaged, CommandFailed) as error:
                 raise type(error)(f'{name}: {error}')
-            digests[portable(plain_name(name))] = proof.digest
-            proved.append(proof.proved)
-        found = Verified(min(proved, key=list(PROVED).index), digests, [], [])
+        least = min((proof.proved for proof in proofs.values()), key=list(PROVED).index)
+        found = Verified(least, {name: proofs[name].digest for name in proofs}, [], [])
         if found.proved == 'length':
             found.remarks.append('the size of its disk is not known')
         if not backup.manifest.known and is_there(backup.file(MANIFEST)):
@@ -4732,11 +4631,9 @@ class Verifier:
 # it would be, and it is new and carries our label. Never by its name, nor by what a share says.
 
 SET_PIPE_SIZE = 1031       # F_SETPIPE_SZ (Linux: fcntl.h), which Python has since 3.10
-STALE = 60                 # seconds after which a VM is looked at again before its snapshot
 LEFT_OUT = '{0.device} ({0.name}): {0.why}'        # a disk that is not exported
 # Recorded from xapi 26.17.0; vhd-tool: channels.ml.
 TOO_LARGE = 'xapi exports no disk of more than 2040 GiB as VHD'
-NEVER_ENDS = 'xapi never finishes a VHD export of a disk whose size is no multiple of 2 MiB'
 # xapi: xapi_vm_lifecycle.ml; running or not. xe's commands for it: cli_frontend.ml, records.ml.
 USB = ('xapi takes no snapshot of a VM with a USB device passed through. What works: vdi-export= '
        'of its boot disk (vdi_disks=boot); to take the device off: xe vusb-list vm-uuid={0}, then '
@@ -4916,11 +4813,8 @@ class Remover(Operator):
                         found.when >= intent.since and found.label == names.get(found.of)):
                     # One request of ours may make two where xapi ends (recorded from 26.17.0).
                     clear = self.doubt(kind, found, backup)
-                elif found.label == intent.label:
-                    if intent.noted:
-                        self.warn_of(found)
-                    elif found.when >= intent.since:
-                        clear = self.doubt(kind, found, backup)
+                elif found.label == intent.label and (intent.noted or found.when >= intent.since):
+                    clear = self.doubt(kind, found, backup)
             self.destroy(halves)
         return clear
 
@@ -4964,11 +4858,6 @@ class Remover(Operator):
             'uuid={0}; to keep it: delete {4})'.format(found.uuid, found.label, word, verb,
                                                        backup.file(INTENT)))
         return False
-
-    def warn_of(self, found: Snapshot):
-        """Warn of a snapshot that may be ours."""
-        self.warnings.append(f'the snapshot {found.uuid}, called {found.label}, was not made by '
-                             'this program as far as it knows: not touched')
 
 
 class Exporter(Remover):
@@ -5028,7 +4917,8 @@ class Exporter(Remover):
             if disk.size > LARGEST_EXPORT:
                 yield 'ERROR', f'{TOO_LARGE}: {what}'
             elif disk.size % VHD_BLOCK:
-                yield 'WARNING', f'{NEVER_ENDS}: {what}'
+                yield 'WARNING', ('xapi never finishes a VHD export of a disk whose size is no '
+                                  f'multiple of 2 MiB: {what}')
 
     def choose_source(self, vm: Vm):
         """Choose the disks, prepare the record; a disk's later snapshots are known by time."""
@@ -5042,6 +4932,7 @@ class Exporter(Remover):
         for level, text in self.remarks():
             if level == 'ERROR':
                 raise BackupFailed(self.export_token, text)
+            log(f'***NOTE - {text}')
         taken = self.disks
         before = [*vm.record['snapshots']]
         if self.kind == 'VM':
@@ -5066,12 +4957,8 @@ class Exporter(Remover):
     @contextmanager
     def snapshot(self, backup: Backup, warned_of: Texts):
         """Make and prepare a snapshot, yield it; whatever happens, remove it or keep its record."""
-        waited = stopwatch()
-        with self.pool.snapshotting:
-            if waited() > STALE:
-                self.choose_source(self.pool.reread(self.vm))
-            with failing_as(self.snapshot_token):
-                snapshot = self.take(backup, warned_of)
+        with self.pool.snapshotting, failing_as(self.snapshot_token):
+            snapshot = self.take(backup, warned_of)
         prepared = exported = False
         try:
             with failing_as(self.prepare_token):
@@ -5103,17 +4990,16 @@ class Exporter(Remover):
         try:                   # by uuid=, as vm= also finds a VM that is named so
             uuid = self.xe.tell(self.kind.lower() + '-snapshot', uuid=intent.of, **words)
             log('snap-uuid: ' + uuid)
-            if match(UUID + r'\Z', uuid):
-                self.write_intent(backup, intent._replace(uuid=uuid))
             made = None        # type: Optional[Snapshot]
             for each in self.pool.snapshots(self.kind, [intent.ref]):
                 if each.ref in intent.before:
                     if each.label == intent.label and each.uuid not in warned_of:
-                        self.warn_of(each)
+                        self.warnings.append(
+                            f'the snapshot {each.uuid}, called {each.label}, was not made by this '
+                            'program as far as it knows: not touched')
                 elif each.uuid == uuid:
                     made = each
             if not made:
-                self.write_intent(backup, intent)
                 raise CommandFailed('xe printed no uuid of a snapshot that is new')
             self.write_intent(backup, self.with_disks(intent, made))
             return made
@@ -5175,8 +5061,7 @@ class Exporter(Remover):
 
     def export(self, file: ExportFile, path, watchdog: Watchdog):
         """Export an archive, of which xe has to say so, too (see Xe.transfer), or a disk."""
-        uuid = file.snapshot.uuid
-        size = file.snapshot.size
+        uuid, size = file.snapshot.uuid, file.snapshot.size
         packing = compression_of(path)
         if self.archive:
             with handed(path) as at:
@@ -5188,18 +5073,13 @@ class Exporter(Remover):
             return
         form = form_of(path)
         words = {'format': form[1:], 'uuid': uuid}
-        try:
-            if not packing.ending:
-                with handed(path) as at:
-                    self.xe.tell('vdi-export', watchdog=watchdog, at=at, filename=path, **words)
-            else:
-                with create(path) as stream:
-                    self.xe.tell('vdi-export', watchdog=watchdog, filename='', packer=(
-                        packing_command(packing), stream.fileno()), **words)
-        except CommandFailed as error:
-            if form == '.vhd' and size % VHD_BLOCK and error.code == STALLED:
-                raise CommandFailed(f'{error}: {NEVER_ENDS}')
-            raise
+        if not packing.ending:
+            with handed(path) as at:
+                self.xe.tell('vdi-export', watchdog=watchdog, at=at, filename=path, **words)
+        else:
+            with create(path) as stream:
+                self.xe.tell('vdi-export', watchdog=watchdog, filename='', packer=(
+                    packing_command(packing), stream.fileno()), **words)
         if form == '.raw' and not packing.ending and size_of(path) != size:
             raise CommandFailed(f'the image has {size_of(path)} bytes, the disk {size}')
 
@@ -5856,7 +5736,7 @@ class Run:
         if self.settings.mail_to and verdict != SKIPPED and wanted[self.settings.mail_mode]:
             subject = f'{words}{verdict.token} - {counts}'
             if verdict.status:
-                subject += ' - ' + cut(told[0].partition(' ')[2], 100)
+                subject += ' - ' + told[0].partition(' ')[2][:100]
             Signals.current.at_once = True             # a mail may be cut
             with self.until_ended():
                 self.mailed = send_mail(self.settings, subject, told, self.outcomes)
@@ -6084,7 +5964,6 @@ class VmBackup(Turn):
             with exporter.snapshot(self.backup, warned_of) as snapshot:
                 check_signals()
                 self.manifest = self.describe(snapshot)
-                check_readable(self.manifest)
                 if self.settings.pre_clean:
                     self.prune(self.judged())
                     self.reserved = sum(self.before.values())
@@ -6147,13 +6026,19 @@ class VmBackup(Turn):
         return 0
 
     def describe(self, snapshot: Snapshot):
-        """Return the manifest, as far as it is known before the export."""
+        """Return the manifest, as far as it is known before the export. Raise TargetError if we
+        could not read it again."""
         vm = self.job.vm
-        return dict(
+        told = dict(
             schema=1, version=VERSION, method=self.job.method, host=this_host(),
             vm=dict(name=vm.name, uuid=vm.uuid, tags=vm.record.get('tags', [])),
             started=iso(self.began), earlier=self.owner().earlier, snapshot=snapshot.uuid,
             **disks_told(self.exporter), **self.shared.identity)
+        try:
+            parse_json(encoded(as_json(told)))
+        except ValueError as error:
+            raise TargetError(f'its record would be too long: {error} (shorten its tags and names)')
+        return told
 
     def export(self, snapshot: Snapshot):
         """Export the files of a snapshot; return their bytes. Raise BackupFailed, OSError."""
@@ -6398,7 +6283,7 @@ class BackupRun(Shared):
             narrowed = any(rule.method == 'vm' for rule in self.config.rules)
             name = run_name(self.config.path, ' vm=' * narrowed)
             try:
-                self.recorded.enter_context(self.store.locked(name, RUN_PATIENCE))
+                self.recorded.enter_context(self.store.locked(name, 0))
                 with suppress(KeyError, TargetError, OSError):     # none, or a damaged one
                     self.warnings.known = self.store.runs()[name].warnings
                 this_run = LastRun(begun, this_host(), process(), warnings=self.warnings.known)
@@ -7140,7 +7025,7 @@ def disks_in(chosen: Chosen):
                      for disk in archived_vm(reader.read_ova()).disks]
         else:
             disk = backup.manifest.disk(basename(path))
-            name, title, uuid = [value_in(disk, key) for key in ('device', 'name', 'uuid')]
+            name, title, uuid = [disk.get(key, '') for key in ('device', 'name', 'uuid')]
             device = next((str(number) for number in range(256)
                            if device_name('', str(number)) == name), '')
             found = [ArchivedDisk('', image_size(chosen, reader), device, name, title, uuid)]
@@ -7426,9 +7311,8 @@ def run_test_restore(line: CommandLine):
 SYSTEMS = (                # name, where its magic is, that, and what mount needs; None: no mount
     ('ext2/3/4', 1080, b'\x53\xef', ',noload'), ('xfs', 0, b'XFSB', ',norecovery,nouuid'),
     ('NTFS', 3, b'NTFS    ', ''), ('FAT32', 82, b'FAT32', ''), ('LVM', 536, b'LVM2 001', None),
-    ('LUKS', 0, b'LUKS', None), ('unknown', 0, b'', None))
-EXTENDED = (5, 15, 0x85)   # types of an MBR's entry that holds a chain of further tables
-MOST_PARTITIONS = 128      # in a table
+    ('LUKS', 0, b'LUKS', None), ('a partition table', 510, b'\x55\xaa', None),
+    ('unknown', 0, b'', None))
 
 
 def system_at(handle, begin):
@@ -7437,41 +7321,24 @@ def system_at(handle, begin):
                 if pread(handle, len(magic), begin + at) == magic)
 
 
-def mbr_partitions(handle):
-    """Yield first sector and number of sectors of an MBR's partitions, those of its chain last."""
-    chain, first, tables = [0], 0, 0
-    while chain and tables < MOST_PARTITIONS:
-        here = chain.pop()
-        tables += 1
-        sector = pread(handle, BLOCK, here * BLOCK).ljust(BLOCK, b'\0')
-        for kind, begin, size in struct.iter_unpack('<4xB3xII', sector[446:510]):
-            if sector[510:] != b'\x55\xaa' or not size:
-                continue
-            if kind in EXTENDED:
-                chain.append(first + begin)
-                first = first or begin
-            else:
-                yield here + begin, size
-
-
 def partitions(handle):
-    """Return the kind of a disk's partition table, '' for none, and begin and bytes of each
-    partition in it."""
+    """Return the kind of a disk's partition table, 'no' for none, and begin and bytes of each
+    partition in it, and of the tables of further ones, which `losetup -P` finds."""
     head = pread(handle, 2 * BLOCK, 0).ljust(2 * BLOCK, b'\0')
     end = fstat(handle).st_size // BLOCK
     found = []                 # type: List[Tuple[int, int]]   # in sectors
     if head[BLOCK:BLOCK + 8] == b'EFI PART':
         kind = 'GPT'
-        table_at, count, each = struct.unpack_from('<QII', head, BLOCK + 72)
-        for number in range(min(count, MOST_PARTITIONS)):
-            entry = pread(handle, 48, min(end, table_at) * BLOCK + number * each)
-            begin, last = struct.unpack('<32xQQ', entry.ljust(48, b'\0'))
+        table_at, = struct.unpack_from('<Q', head, BLOCK + 72)
+        table = pread(handle, 128 * 128, min(end, table_at) * BLOCK)       # entries of bytes
+        for begin, last in struct.iter_unpack('<32xQQ80x', table[:len(table) // 128 * 128]):
             if 0 < begin <= last < end:                # else it is not used, or a lie
                 found.append((begin, last - begin + 1))
-    elif system_at(handle, 0)[0] == 'unknown' and head[510:512] == b'\x55\xaa':
-        kind, found = 'MBR', list(mbr_partitions(handle))
+    elif system_at(handle, 0)[0] == 'a partition table':
+        kind = 'MBR'
+        found = [each for each in struct.iter_unpack('<8xII', head[446:510]) if each[1]]
     else:
-        return '', []
+        return 'no', [(0, fstat(handle).st_size)]
     return kind, [(begin * BLOCK, size * BLOCK) for begin, size in found]
 
 
@@ -7481,8 +7348,8 @@ def tell_partitions(path):
     with reading(path) as stream:
         handle = stream.fileno()
         kind, found = partitions(handle)
-        log(f'  {kind or "no"} partition table')
-        for number, (begin, size) in enumerate(found or [(0, fstat(handle).st_size)], 1):
+        log(f'  {kind} partition table')
+        for number, (begin, size) in enumerate(found, 1):
             name, more = system_at(handle, begin)
             log(f'  {number}: {human_size(size)} at byte {begin}: {name}')
             if more is not None:
@@ -7498,7 +7365,7 @@ def allocated(chosen: Chosen):
             return None
         if chosen.form == '.xva':
             return sum(len(data) for _, data in reader.disk(chosen.disk.id, True))
-    return min(chosen.disk.size, occupied(chosen.path))
+    return min(chosen.disk.size, size_of(chosen.path, True))
 
 
 def hashing(pieces: Located, digest):
@@ -7536,7 +7403,7 @@ def extract_to_file(chosen: Chosen, path, config: Config, hashed):
             raise TargetError(reason_of(OSError(ENOSPC, '', path),
                                         f'; the disk needs {human_size(need)}'))
         told = extract(chosen, lambda pieces: write_sparse(stream, pieces), config, hashed)
-    log(f'extracted: {path}, {told}, on disk {human_size(occupied(path))}', loud=True)
+    log(f'extracted: {path}, {told}, on disk {human_size(size_of(path, True))}', loud=True)
     tell_partitions(path)
 
 
@@ -7659,7 +7526,7 @@ class StatusCheck:
         with tolerating(self.found['WARNING'], 'cannot tell how runs ended'):
             runs = store.runs()
         last, logged = runs.pop(name, None), last_logged(store.config.settings.status_log)
-        goes_on = last and not last.ended and store.goes_on(name, last)
+        goes_on = last and not last.ended and is_in_work(last)
         # Others may have the same status log, as runs of some of the VMs have.
         others = [run.begun for run in runs.values()]
         if logged and not goes_on and logged.begun not in others:
@@ -8186,7 +8053,7 @@ def run_config(line: CommandLine):
         meaning = sub('^ +', '# ', key.meaning, flags=MULTILINE)
         name, default = key.name, key.default or 'empty'
         value = value_text(name, config)
-        if not config.path and config.given[name][1] == 'default':
+        if not config.asks_for(name):
             value = SHOWN_KEYS.get(name, value)
             name = name if name in SHOWN_KEYS else '#' + name
         text += f'\n{meaning}# (default: {default}{key.hint()})\n{name}={value}\n'

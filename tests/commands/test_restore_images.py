@@ -133,7 +133,8 @@ class Forms(ImageCase):
             done = self.ends(2, 'vdi-export=web', vdi_export_format='vhd', stall_timeout=SHORT,
                              vdi_compress=compress)
             self.assertRegex(done.output, r'VDI-EXPORT-FAIL web: no progress for 0.01 minutes '
-                             r'\(stall_timeout\), with \S+ MiB exported: ' + words)
+                             r'\(stall_timeout\), with \S+ MiB exported\n')
+            self.assertIn('***NOTE - %s: xvda of 3.0 MiB ' % words, done.output)
             self.sim.restart()
 
     def test_a_disk_that_no_vhd_can_hold_is_made_as_qcow2(self):

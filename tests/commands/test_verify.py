@@ -349,8 +349,7 @@ class TheCommand(MadeCase):
         vhd = self.put_file('root.vhd', sample('sample-root.vhd.xz'))
         self.assertIn(': the structure is intact, 8.0 MiB', self.verify(0, vhd)[0])
         line = self.verify(2, os.path.join(SAMPLES, 'failed-no-disks.xva'))[0]
-        self.assertTrue(line.endswith(': it ends at byte 44961, in ova.xml: the export failed: '
-                                      'SR_BACKEND_FAILURE_46: [ ; The VDI is not available; ]'))
+        self.assertTrue(line.endswith(': it ends at byte 44961, in ova.xml'))
 
 
 class Robust(MadeCase):

@@ -124,7 +124,7 @@ class NoConfigs(BadInputCase):
         os.symlink('nowhere', self.at('dangling.cfg'))
         os.symlink('round.cfg', self.at('round.cfg'))
         for name in ('dangling.cfg', 'round.cfg'):
-            self.refuse(self.at(name), 'no file ' + self.at(name))
+            self.refuse(self.at(name), 'vm not found: vm-export=' + self.at(name))
 
     def test_a_file_that_may_not_be_read_or_not_be_reached(self):
         config = self.config('vm-export=db')

@@ -113,7 +113,6 @@ class Table(FedCase):
                 (('lsit', config, 'preview'), '(did you mean `list`?)'),
                 (('Preview', config, 'preview'), '(did you mean `preview`?)'),
                 (('--config', config, 'preview'), '(did you mean `config`?)'),
-                (('check', config, 'preview'), '(did you mean `check-config`?)'),
                 (('no.pass', config, 'preview'), '(if a password file was meant: there is no such '
                                                  'file)'),
                 (('s3cret', config, 'preview'), '')):
@@ -315,7 +314,6 @@ class Wrong(PoolCase):
             self.refused(['backup', 'x', word], ', perhaps ' + meant)
             self.refused(['s3cret', 'x', word], ', perhaps ' + meant)
         self.refused(['s3cret', 'x', 'vm-export=y'], 'one word too many behind backup ')
-        self.refused(['backup', 'x', '--dry-run'], 'unknown option: --dry-run, perhaps preview (')
 
     def test_missing_and_wrong_values(self):
         for name, command in VmBackup.COMMANDS.items():

@@ -115,7 +115,7 @@ class OneHostileName(PoolCase):
         text = VmBackup.as_json({NAME + '\ud800': [NAME]})
         self.assertTrue(text.isprintable() or not seen(text))
         self.assertEqual({NAME + '\ud800': [NAME]}, json.loads(text))
-        self.assertEqual(set(), seen(VmBackup.cut(VmBackup.printable(NAME + '\ud800'), 79)))
+        self.assertEqual(set(), seen(VmBackup.printable(NAME + '\ud800')))
         for raw in (b'\xc2\x9b31m', b'\x9b31m', '\u202e'.encode('utf-8')):     # as LANG=C has them
             masked = VmBackup.encoded(VmBackup.printable(raw.decode('ascii', 'surrogateescape')))
             self.assertTrue(masked.isascii() if hasattr(masked, 'isascii') else True, masked)

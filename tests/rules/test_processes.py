@@ -228,7 +228,7 @@ class Running(ProgramCase):
             self.assertEqual([0] * 8, [os.lseek(each.fileno(), 0, os.SEEK_CUR) for each in files])
 
     def handling(self):
-        """The signals that are handled, as something is begun: one may come before `ending`."""
+        """The signals that are handled, as something is begun: one may come before `attend`."""
         patcher = mock.patch.object(VmBackup.Signals, 'current', VmBackup.Signals())
         self.addCleanup(patcher.stop)
         signals = patcher.start()

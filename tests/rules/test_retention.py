@@ -351,7 +351,7 @@ class Protected(RetentionCase):
             store.delete(VmBackup.Backup(path))
         self.assertEqual([path, newer], self.dated('web'))
         os.rename(path, os.path.join(self.backups, 'web', '.deleting-' + os.path.basename(path)))
-        self.ends(0, 'vm-export=web')
+        self.assertIn('it is protected', self.ends(1, 'vm-export=web').output)
         self.assertEqual(path, self.dated('web')[0])
 
 

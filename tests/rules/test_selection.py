@@ -139,7 +139,7 @@ class Patterns(unittest.TestCase):
         for text, name, keep in (
                 ('a(b', 'a(b', 4), ('x$(id)', 'x$(id)', 4), ('it\'s "x"', 'it\'s "x"', 4),
                 ('C++ build [1]', 'C++ build [1]', 4), ('a|b', 'a|b', 4), ('*', '*', 4),
-                ('名前', '名前', 4), ('a:b:3', 'a:b', 3), ('web:2', 'web:2', 4),
+                ('名前', '名前', 4), ('a:b:3', 'a:b', 3), ('web:2:3', 'web:2', 3),
                 ('web: 3', 'web', 3), ('web:0', 'web', 4)):
             with self.subTest(text):
                 plan = select(['vm-export=' + text], name, '名前2', 'other')
@@ -186,7 +186,7 @@ class Verdicts(unittest.TestCase):
             plan = select(['vm-export=gone', exclude, 'vm-export=web', 'exclude=a(b'], 'web', 'a(b')
             self.assertEqual([], plan.failures)
             self.assertFalse(plan.warnings)
-            self.assertIn('***NOTE - vm not found: vm-export=gone', plan.messages)
+            self.assertIn('***NOTE - vm not found: vm-export=gone (test.cfg line 1)', plan.messages)
 
     def test_an_exclude_by_name_that_is_no_regex_does_not_keep_others_from_their_backup(self):
         plan = select(['vm-export=web', 'vm-export=gone', 'exclude=foo('], 'web', 'foo(')
@@ -241,17 +241,20 @@ class Verdicts(unittest.TestCase):
                        'exclude=.*[0-9]$', 'exclude=.*devel.*'], 'web')
         self.assertEqual(['uuid:' + UUIDS[0]], [failure.name for failure in plan.failures])
         self.assertTrue(plan.warnings)
-        self.assertIn('***WARNING - vm not found: vm-export=tag:devel', plan.messages)
+        self.assertIn('***WARNING - vm not found: vm-export=tag:devel (test.cfg line 2)',
+                      plan.messages)
         plan = select(['vm-export=tag:devel', 'vm-export=web', 'exclude=tag:devel'], 'web')
         self.assertFalse(plan.warnings)
 
     def test_a_regex_without_a_match_is_a_warning_and_an_exclude_without_one_a_note(self):
         plan = select(['vm-export=go.*', 'vm-export=web'], 'web')
-        self.assertEqual((['vm not found: vm-export=go.*'], []), (plan.warnings, plan.failures))
+        self.assertEqual((['vm not found: vm-export=go.* (test.cfg line 1)'], []),
+                         (plan.warnings, plan.failures))
         plan = select(['exclude=gone', 'exclude=go.*', 'vm-export=web'], 'web')
         self.assertFalse(plan.warnings)
-        self.assertEqual(['***NOTE - vm not found: exclude=gone',
-                          '***NOTE - vm not found: exclude=go.*'], list(plan.messages))
+        self.assertEqual(['***NOTE - vm not found: exclude=gone (test.cfg line 1)',
+                          '***NOTE - vm not found: exclude=go.* (test.cfg line 2)'],
+                         list(plan.messages))
 
     def test_a_second_vm_of_the_name_stops_the_backup_of_none(self):
         plan = select(['vm-export=.*'], 'twin', 'web', 'twin')
@@ -270,18 +273,18 @@ class Verdicts(unittest.TestCase):
         self.assertIn('***NOTE - a later regex overrides the retention of web:9', plan.messages)
 
     def test_a_retention_that_is_no_number_is_an_error(self):
-        for line in ('vm-export=web:x', 'vm-export=we.*:x', 'vm-export=web:', 'vm-export=web:4.5',
-                     'vm-export=we.*:+3', 'vm-export=web:1 0', 'vm-export=web: x y',
-                     'vm-export=gone:x'):
+        for line in ('vm-export=web:x', 'vm-export=we.*:x', 'vm-export=web:', 'vm-export=web: y',
+                     'vm-export=we.*:+3', 'vm-export=gone:x'):
             plan = select([line, 'vm-export=web'], 'web')
             self.assertEqual(['ERROR: vm_max_backup is invalid - %s (test.cfg line 1)' %
                               line[10:]], list(plan.errors))
 
     def test_a_pattern_with_a_colon_is_no_retention_that_is_no_number(self):
         for line in ('vm-export=db:.+', 'vm-export=web:.', 'vm-export=a:b.example',
-                     'vm-export=db: 3.5', 'vm-export=gone: x y'):
+                     'vm-export=web:3.5', 'vm-export=gone: x y'):
             plan = select([line, 'vm-export=web'], 'web')
-            self.assertEqual((['web'], ['vm not found: ' + line], []), (
+            found = 'vm not found: %s (test.cfg line 1)' % line
+            self.assertEqual((['web'], [found], []), (
                 shown(plan, 'vm-export'), plan.warnings, plan.errors))
 
     def test_the_run_follows_the_order_of_the_lines_with_disks_first(self):

@@ -233,16 +233,14 @@ class Files(PoolCase):
                           done.lines[-1:] if preview else done.lines)
         self.assertEqual([], self.sim.calls('xe'))
 
-    def test_a_missing_file_is_taken_for_a_vm_selector_and_that_is_said(self):
+    def test_a_missing_file_is_taken_for_a_vm_selector(self):
         missing = self.at('weekend')
         os.symlink('nowhere', missing)
         for name, *preview in (('weekend.cfg', 'preview'), (missing,), (missing, 'preview'),
                                ('./weekend',), ('VM-list.txt', 'preview')):
             with self.subTest(name):
                 done = self.command(2, 'password', name, *preview)
-                self.assertIn('***NOTE - no file %s: taken as a VM name or regex' % name,
-                              done.lines)
-        self.assertNotIn('NOTE - no file', self.preview('db').output)
+                self.assertIn('vm not found: vm-export=' + name, done.output)
 
     def test_the_example_is_what_the_command_prints(self):
         example = self.read(ROOT, 'example.cfg')

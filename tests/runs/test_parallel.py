@@ -327,10 +327,6 @@ class Live(PoolCase):
         self.assertEqual(['', '[a] done a', '[b] done b', 'main'],
                          sorted(line.partition(' - ')[2] for line in lines))
 
-    def test_letters_of_two_columns_count_as_two(self):
-        self.assertEqual(('日本', '日本', 'ab日', 'ab'), tuple(
-            VmBackup.cut(*words) for words in (('日本語', 5), ('日本語', 4), ('ab日', 4), ('ab日', 3))))
-
     def test_the_lines_are_no_wider_than_the_terminal_and_no_more_than_it_has(self):
         for columns, rows, threads, told in (
                 (80, 24, 1, ['x' * 79]), (0, 0, 1, ['x' * 79]), (0, 0, 200, ['x' * 79] * 24),

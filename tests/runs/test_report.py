@@ -112,7 +112,8 @@ class Reports(ReportCase):
         self.fault('vm-export', 'refuse', error=['INTERNAL_ERROR', 'x'])
         found = self.report(self.run_reporting('vm-export=db', 'vm-export=nothing.*'))
         self.assertEqual(('WARNING', 1), (found['status'], found['exit_status']))
-        self.assertEqual(['vm not found: vm-export=nothing.*'], found['warnings'])
+        self.assertEqual(['vm not found: vm-export=nothing.* (%s line 5)' % self.at('run.cfg')],
+                         found['warnings'])
         warning, = found['vms'][0]['warnings']
         self.assertIn('vm-metadata.xml is missing', warning)
         self.assertEqual('WARNING', found['vms'][0]['status'])
@@ -131,7 +132,8 @@ class Reports(ReportCase):
             found = self.report(done)
             if words is not None:
                 warning, = found['vms'][0]['warnings']
-                self.assertEqual(['vm not found: vm-export=nothing.*'], found['warnings'])
+                self.assertEqual(['vm not found: vm-export=nothing.* (%s line 5)' %
+                                  self.at('run.cfg')], found['warnings'])
                 for begin in '***WARNING - ', 'WARNING ':      # the latter in the summary
                     self.assertIn('%sdb: %s%s' % (begin, warning, words), done.lines)
                     self.assertIn(begin + found['warnings'][0] + words, done.lines)

@@ -285,12 +285,6 @@ class Restarts(StallCase):
                 self.assertEqual(1, done.output.count(': trying web again'))
                 self.assert_clean()
 
-    def test_a_vm_that_waited_for_its_snapshot_is_looked_at_again(self):
-        self.script = self.changed_script(STALE=-1)
-        self.ends(0, 'vdi-export=web')
-        names = [call.name for call in self.sim.calls('xapi')]
-        self.assertEqual(2, names.count('VM.get_record'))
-
     def test_metadata_are_asked_for_again(self):
         self.fault('vm-export', 'print', exit=1, stderr='Lost connection to the server.')
         self.ends(0, 'vm-export=web')
