@@ -353,7 +353,7 @@ class Examples(unittest.TestCase):
                                re.DOTALL).group(1))
         vms = [VmBackup.Vm('ref-' + name, 'uuid-' + name, name, {}) for name in names]
         rows = table(text)
-        self.assertGreater(len(rows), 10)
+        self.assertGreater(len(rows), 8)
         for lines, result in rows:
             with self.subTest(lines):
                 rules = self.parse(code(lines)).rules
