@@ -3563,13 +3563,9 @@ class Store(Catalogue):
                 raise TargetError('it was replaced by another directory meanwhile')
         finish_deleting(deleting)
 
-    def write_test(self):
-        """Return the path of a file that shows whether one can be written, of no other run."""
-        return f'{self.root}/{WRITE_TEST}{random_digits()}'
-
     def try_writing(self):
         """Make an empty file and remove it again; raise TargetError if that is not possible."""
-        path, what = self.write_test(), f'backup_dir {self.root}'
+        path, what = f'{self.root}/{WRITE_TEST}{random_digits()}', f'backup_dir {self.root}'
         try:
             bounded(what, write_whole, path, b'')
             bounded(what, remove, path)
@@ -3660,14 +3656,13 @@ class Store(Catalogue):
         bounded('the share', write_json, f'{self.root}/{name}.json', run._asdict(), 'its')
 
     def is_locked(self, directory):
-        """Return whether a run holds that lock, None where nothing tells."""
+        """Return whether a run holds that lock, as far as can be seen."""
         with suppress(OSError), self.lockable(self.lock_of(directory)) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return False
             except BlockingIOError:
                 return True
-        return None
+        return False
 
     @contextmanager
     def restoring(self, pool, name, since):
@@ -3932,11 +3927,6 @@ class ArchivedDisk(NamedTuple):
     title: str                 # its own name
     uuid: str                  # in an archive, which is of a snapshot, that of the snapshot's
 
-    @property
-    def names(self):
-        """Return by what a person may mean it."""
-        return [self.name, self.device, device_name('', self.device), self.title, self.uuid]
-
 
 class ArchivedVm(NamedTuple):
     """The VM of an archive, as its ova.xml describes it."""
@@ -4122,11 +4112,7 @@ class ArchiveReader(Reader):
 
     def read(self):
         """Read all of it; raise Damaged where it is not as it should be."""
-        ova = self.read_ova()
-        try:
-            vm = archived_vm(ova)
-        except Damaged as error:
-            raise Damaged(f'ova.xml: {error}')
+        vm = archived_vm(self.read_ova())
         for disk in vm.disks:
             deque(self.chunks(disk), 0)    # to its end
         self.where = 'the end'                         # two blocks of zeros, or as many as tar adds
@@ -4190,9 +4176,8 @@ class ArchiveReader(Reader):
             digits = match(re.escape(disk.id) + r'/([0-9]{8,})\Z', name)
             number = int(digits.group(1)) if digits else -1
             if number < expected or (not expected and (number or not size)):
-                wanted = f'{disk.id}/{expected:08d}' + (' or later' if expected else '')
-                found = f'{name} of {size} bytes' if name else 'the end'
-                raise self.fault(f'chunk {wanted} was expected, found {found}')
+                raise self.fault(f'chunk {disk.id}/{expected:08d} was expected, found '
+                                 f'{name or "the end"}')
             self.gaps |= number > expected
             offset += (number - expected) * CHUNK
             room = max(0, min(CHUNK, disk.size - offset))
@@ -4403,9 +4388,9 @@ GUIDE_HEAD = """\
 {program} restore {restore} preview
 {program} restore {restore}
 
+# With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
 """
 GUIDE_VM = """\
-# With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
 # The disks go to the default SR of the pool, or where sr-uuid= tells. The VM has new uuids and new
 # MAC addresses, unless preserve=true is added. The last command is for a VM that starts with its
 # host; others have no such key.
@@ -4418,7 +4403,6 @@ xe vm-param-remove uuid=$VM param-name=other-config param-key=auto_poweron || tr
 # It is not started: xe vm-start uuid=$VM
 """
 GUIDE_DISK = """\
-# With xe alone, in a shell on a host of the pool; the path is the one where the backup was made.
 # sr-uuid= is where the disk was, vm-uuid= its VM, which has to be halted. If that still has a disk
 # there, choose another device; if it is gone, vm.cfg and vm-metadata.xml tell how it was made.
 
@@ -4489,16 +4473,14 @@ def write_guide(backup: NewBackup, files: Sequence[ExportFile], manifest: Record
     texts = []
     for name, snapshot, disk in files:
         path = portable(backup.file(name))
-        label = manifest['vm']['name']
+        way, label = GUIDE_VM, manifest['vm']['name']
         values = {         # type: Record
             'manifest': manifest, 'disk': disk, 'vm': printable(label), 'unpack': '', 'clean': '',
             'program': shell_word(abspath(sys.argv[0])), 'restore': shell_word(path)}
-        way = GUIDE_VM
         if manifest.get('verified', {}).get('proved') == 'restorable':
-            way = '# With xe alone it cannot be restored: xe vm-import refuses this archive.\n'
+            way = '# It cannot be restored so: xe vm-import refuses this archive.\n'
         if disk:
-            way = GUIDE_DISK
-            label = disk.name
+            way, label = GUIDE_DISK, disk.name
             form = form_of(path)
             size = rounded_up(snapshot.size, VHD_BLOCK) if form == '.vhd' else snapshot.size
             if compression_of(path).ending:
@@ -4563,10 +4545,9 @@ def check_digest(backup: Backup, name, digest):
     return bool(known)
 
 
-class Verifier:
+class Verifier(NamedTuple):
     """Reads files under watch, and shows how far it is."""
-    def __init__(self, limit):
-        self.limit = limit     # seconds in which something has to move
+    limit: float               # seconds in which something has to move
 
     def prove(self, path, size: Size = None):
         """Read a file; `size`: bytes of an image's disk. Raise Damaged, CommandFailed, OSError."""
@@ -6067,7 +6048,7 @@ class VmBackup(Turn):
             return
         elapsed = stopwatch()
         try:
-            with blaming_room(self.shared.store.write_test(), self.need):
+            with blaming_room(self.backup.file(MANIFEST), self.need):      # which is not there yet
                 verified = self.shared.verifier.check(
                     self.backup._replace(manifest=manifest_of(self.manifest)))
         except (VmBackupError, OSError) as error:
@@ -7042,7 +7023,8 @@ def disk_in_words(chosen: Chosen):
 def choose_disks(word, disks: List[Chosen]):
     """Return the disk that a device, position, name or uuid means, by default the only one, or all.
     Raise UsageError."""
-    found = [each for each in disks if not word or word in ('all', *each.disk.names)]
+    found = [each for each in disks if not word or word in (
+        'all', device_name('', each.disk.device), *each.disk[2:])]
     if not found or (len(found) > 1 and word != 'all'):
         raise UsageError(f'disk={word} is not one disk of the backup (there are: '
                          f'{"; ".join(map(disk_in_words, disks))})')

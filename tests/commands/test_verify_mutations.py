@@ -423,16 +423,16 @@ class Messages(ArchiveCase):
                 (wrong % (0, heads[1] + BLOCK, right.lower(), right),
                  self.with_data(2, right.lower().encode())),
                 ('DISK at 0 of %d, byte %d: chunk Ref:9/00000000 was expected, found '
-                 'Ref:9/00000001 of 70000 bytes' % (size, heads[1]), joined(found[:1] + found[3:])),
-                ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 or later was expected, '
+                 'Ref:9/00000001' % (size, heads[1]), joined(found[:1] + found[3:])),
+                ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 was expected, '
                  'found the end' % (size, heads[3]), joined(found[:3])),
                 ('DISK, chunk Ref:9/00000000, byte %d: its checksum was expected, found '
                  'Ref:9/00000001' % heads[2], self.replaced(2)),
                 ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 of 69999 bytes for offset '
                  '1048576, where 70000 were expected' % (size, heads[3]),
                  self.with_data(3, found[3].data[:-1])),
-                ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 or later was expected, '
-                 'found Ref:9/00000000 of 1048576 bytes' % (size, heads[3]),
+                ('DISK at 1048576 of %d, byte %d: chunk Ref:9/00000001 was expected, '
+                 'found Ref:9/00000000' % (size, heads[3]),
                  joined(found[:3] + found[1:])),
                 ('the end, byte %d: notes belongs to no disk' % heads[5],
                  joined(found + [Member('notes', b'x')]))):
@@ -462,9 +462,9 @@ class Messages(ArchiveCase):
                 (b'>1118576<', b'>2167152<', chunk.format(2 * MIB + 70000, MIB)),
                 (b'>1118576<', b'>1048576<',
                  'the end, byte %d: Ref:9/00000001 belongs to no disk' % head),
-                (b'virtual_size', b'virtual_sizE', "ova.xml: %s'virtual_size'" % odd),
+                (b'virtual_size', b'virtual_sizE', "%s'virtual_size'" % odd),
                 (b'<name>objects</name>', b'<name>object</name>',
-                 "ova.xml: %s'objects'" % odd)):
+                 "%s'objects'" % odd)):
             self.says(words, self.with_data(0, text.replace(old, new)))
 
 

@@ -162,7 +162,7 @@ class Attacks(FaultCase):
             self.old_backup_of_325(vm, OLD % 1, extension)
         self.put('db/%s/db.raw' % (OLD % 1), b'of 3.25'.ljust(SIZE))
         self.put('db/%s/backup.json' % (OLD % 1), encoded({
-            'number': 0, 'started': '2019', 'vm': {'name': 'db'},
+            'number': 0, 'vm': {'name': 'db'},
             'disks': [{'file': 'db.raw', 'virtual_size': SIZE}]}))
         self.old_backup('web', OLD % 8, 'vm.cfg')                       # it failed
         self.put('web/.deleting-%s/DISK-xvda/vdi.cfg' % (OLD % 2), b'x')
@@ -549,7 +549,7 @@ class Withstood(Attacks):
             with self.subTest(command):
                 self.start_over()
                 self.spoil('db', 'backup.json', encoded({
-                    'number': 0, 'started': '2019', 'vm': {'name': 'db'},
+                    'number': 0, 'vm': {'name': 'db'},
                     'files': dict(dict.fromkeys(far, 7), **{'db.raw': SIZE}),
                     'verified': {'digests': dict.fromkeys(far, '0' * 64)},
                     'disks': [{'file': name, 'virtual_size': SIZE} for name in far]}))
@@ -583,7 +583,7 @@ class Withstood(Attacks):
         huge = archives.joined([ova] + others)
         self.spoil('web', 'web.xva', huge)
         self.spoil('db', 'backup.json', encoded({
-            'number': 0, 'started': '2019', 'vm': {'name': 'db'},
+            'number': 0, 'vm': {'name': 'db'},
             'disks': [{'file': 'db.raw', 'virtual_size': 1 << 60}]}))
         self.assertEqual(2, self.ends('verify', 2).count(' - ERROR '))
         for command in ('restore of an old image', 'restore of an old archive'):
