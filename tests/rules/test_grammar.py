@@ -10,7 +10,6 @@ import unittest.mock
 from typing import NamedTuple
 
 import VmBackup
-from tests.papers.test_differences import entries
 from tests.rules.test_settings import KEYS
 from tests.tools.support import PoolCase, parsed
 
@@ -82,9 +81,6 @@ class Table(FedCase):
 
     def test_each_command_has_a_row_here_and_is_run_in_its_forms(self):
         self.assertEqual(list(VmBackup.COMMANDS), list(ROWS))
-        said = [now for (was, now, _), _ in entries()
-                if was == 'any word in the first place is a password']
-        self.assertEqual(list(ROWS), re.findall('`(.*?)`', ''.join(said)))
         places = dict(vm='list', config=self.config('vm-export=list'), file=self.at('pass'))
         for name, row in ROWS.items():
             for line in (name + ' ' + row.words, row.former):
