@@ -7031,32 +7031,29 @@ def choose_disks(word, disks: List[Chosen]):
     return found
 
 
-def to_restore(found: List[Chosen], options: Strings):
-    """Return what is to be restored of a backup, each by itself: what it has, or the disk that is
-    meant. Raise UsageError, Damaged, OSError."""
-    if options['disk']:
-        found = choose_disks(options['disk'], [disk for each in found for disk in disks_in(each)])
-    return found
-
-
 class Restorer(Importer):
     """Plans how a backup comes into the pool, and puts it there: for `restore` to stay."""
     def __init__(self, pool: Pool, sources: Sources, options: Strings):
         super().__init__(pool, sources.store, Warnings(),
                          sources.config.settings.stall_timeout * 60)
+        self.sources = sources
         self.options = defaultdict(str, options)   # a test has not all of them
 
-    def run(self, chosen: Chosen):
-        """Plan, verify, restore."""
-        target = self.plan(chosen, self.options['name'])
-        if self.options['preview']:
-            log('SUCCESS preview of restore: nothing was changed', loud=True)
-            return
-        self.end_killed()
-        checked = chosen.disk and chosen.form == '.xva'        # on its way, chunk by chunk
-        if self.options['verify'] != 'no' and not checked:
-            self.verify(chosen)
-        self.restore(chosen, target)
+    def run(self, found: List[Chosen]):
+        """Plan, verify, restore what a backup has, or the disk of it that is meant."""
+        word = self.options['disk']
+        if word:
+            found = choose_disks(word, [disk for each in found for disk in disks_in(each)])
+        for chosen in found:
+            target = self.plan(chosen, self.options['name'])
+            if self.options['preview']:
+                log('SUCCESS preview of restore: nothing was changed', loud=True)
+                continue
+            self.end_killed()
+            checked = chosen.disk and chosen.form == '.xva'    # on its way, chunk by chunk
+            if self.options['verify'] != 'no' and not checked:
+                self.verify(chosen)
+            self.restore(chosen, target)
 
     def plan(self, chosen: Chosen, name):
         """Find out where a restore goes, and log it; `name`: of the new VM or disk, if given."""
@@ -7188,7 +7185,7 @@ def run_restore(line: CommandLine):
                          'its place)')
     date, plan = line.options['date'], Plan()
     if line.word:
-        chosen = to_restore(sources.find(selector(line.word).text, date), line.options)
+        found = sources.find(selector(line.word).text, date)
     else:
         plan = sources.select(sources.config)
         for text in plan.errors:
@@ -7198,14 +7195,12 @@ def run_restore(line: CommandLine):
     failed = Errors(plan.failures)
     with Pool.connect(line) as pool:
         restorer = Restorer(pool, sources, line.options)
-        for each in chosen if line.word else ():
-            restorer.run(each)
+        if line.word:
+            restorer.run(found)
         for job in plan.jobs:
             check_signals()
             with tolerating(failed, job.vm.ref):
-                found = sources.of_backup(sources.newest([job.vm.saved], date))
-                for each in to_restore(found, line.options):
-                    restorer.run(each)
+                restorer.run(sources.of_backup(sources.newest([job.vm.saved], date)))
     return verdict_of(failed, restorer.warnings).status
 
 
@@ -7213,26 +7208,19 @@ class TestRestore(Run):
     """`test-restore`: restores backups, proves them and destroys what was restored."""
     done = '{0.method} {0.name} - ***{1}*** t:{2}'
 
-    def __init__(self, sources: Sources):
-        super().__init__(sources.config)
-        self.sources = sources
-
-    def choose(self, word):
-        """Return the VMs that a selector chooses, or the one of a path. Raise UsageError,
-        OSError."""
-        if '/' in word and names_file(word):
-            backup = self.sources.find(word, '')[0].backup
-            name = backup.manifest.name or basename(dirname(backup.path))
-            return [Job('', Vm(backup.path, backup.manifest.uuid, name, {}, backup), 1, name)]
-        chosen = self.sources.select(self.config._replace(
-            rules=[selector(word)._replace(method='vm')])).jobs
-        if not chosen:
-            raise UsageError(f'no backup of a VM {word} in {self.sources.store.root}')
-        return chosen
-
     def run(self, word, restorer: Restorer):
-        """Test one backup of each VM that is chosen. Raise UsageError, OSError."""
-        chosen = self.choose(word)
+        """Test one backup of each VM that a selector chooses, or that of a path. Raise UsageError,
+        OSError."""
+        sources = restorer.sources
+        if '/' in word and names_file(word):
+            backup = sources.find(word, '')[0].backup
+            name = backup.manifest.name or basename(dirname(backup.path))
+            chosen = [Job('', Vm(backup.path, backup.manifest.uuid, name, {}, backup), 1, name)]
+        else:
+            rule = selector(word)._replace(method='vm')
+            chosen = sources.select(self.config._replace(rules=[rule])).jobs
+        if not chosen:
+            raise UsageError(f'no backup of a VM {word} in {sources.store.root}')
         restorer.warnings = self.warnings
         restorer.end_killed()
         self.turns = [Turn(job._replace(method='test-restore', shown=job.vm.name))
@@ -7250,8 +7238,8 @@ class TestRestore(Run):
         try:
             backup = turn.job.vm.saved
             if isinstance(backup, History):
-                backup = self.sources.newest([backup.as_it_is()])
-            for chosen in self.sources.of_backup(backup):
+                backup = restorer.sources.newest([backup.as_it_is()])
+            for chosen in restorer.sources.of_backup(backup):
                 target = restorer.plan(chosen, f'{turn.job.vm.name}-test-{random_digits():.8}')
                 result['sr'] = target.sr['name_label']
                 if chosen.form != '.xva':              # those checksums xapi compares
@@ -7276,7 +7264,7 @@ class TestRestore(Run):
 def run_test_restore(line: CommandLine):
     """The command `test-restore`; return the exit status. Raise VmBackupError, OSError."""
     sources = Sources(line)
-    test = TestRestore(sources)
+    test = TestRestore(sources.config)
     be_gentle(False)
     with test.until_ended(), Pool.connect(line) as pool:
         test.run(line.word, Restorer(pool, sources, line.options))
@@ -7586,8 +7574,6 @@ def run_test_mail(line: CommandLine):
     log('mail to {1} through {0.mail_smtp_server} port {0.mail_smtp_port}, encryption: {2}, '
         'account: {3}'.format(settings, ', '.join(settings.mail_to), security_of(settings),
                               settings.mail_smtp_user or 'none'))
-    if settings.mail_mode == 'never':
-        log('***NOTE - mail_mode=never: a run sends no mail')
     if not send_mail(settings, 'test-mail', ['This is a test: nothing was backed up.'], []):
         log('ERROR test-mail: the server did not accept it for every address (see above)')
         return ERROR.status
