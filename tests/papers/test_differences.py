@@ -1,7 +1,7 @@
 """What 3.25 did wrong or otherwise: each difference is held by tests.
 
-differences.txt beside this file has them all, and below each one, indented, the tests by their ids
-below tests/. Of those that an administrator meets it has only the first cell of the README's row;
+differences.txt beside this file has them all, and below each one, indented, the tests by their
+ids below tests/. Of those that an administrator meets it has only the first cell of the README's row;
 of the others all three cells: what 3.25 did, what is so now, and why.
 """
 
@@ -13,7 +13,7 @@ from tests.papers.test_readme import section, table
 
 
 def entries():
-    """[(what 3.25 did, what is so now, why), the tests that hold it]; '' for what the README has."""
+    """[(3.25, now, why), the tests that hold it]; now and why are '' where the README has them."""
     found = []
     for line in Path(__file__).with_name('differences.txt').read_text('utf-8').splitlines():
         if line.startswith(' '):
