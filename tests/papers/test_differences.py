@@ -1,8 +1,8 @@
 """What 3.25 did wrong or otherwise: each difference is held by tests.
 
 differences.txt beside this file has them all, and below each one, indented, the tests by their
-ids below tests/. Of those that an administrator meets it has only the first cell of the README's row;
-of the others all three cells: what 3.25 did, what is so now, and why.
+ids below tests/. Of those that an administrator meets it has only the first cell of the README's
+row; of the others all three cells: what 3.25 did, what is so now, and why.
 """
 
 import importlib
