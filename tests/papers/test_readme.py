@@ -22,18 +22,18 @@ from typing import List, NamedTuple
 
 import VmBackup
 from tests import ROOT, SCRIPT
+from tests.__main__ import COMMANDS
 from tests.simpool import SimPool, pools
 from tests.tools import forked
 from tests.tools.demo import make_python3
-from tests.tools.smtp_sink import SmtpSink, deaf_port
+from tests.tools.smtp_sink import deaf_port
 from tests.tools.support import (
     LIMIT, NO_XXHASH, PoolCase, hanging, parsed, shared_without_pool, store_at)
 
 MARK = '@@@'                   # between the outputs of commands
 HOST = os.uname().nodename
-PLAYGROUND = '$ python3 -m tests.simpool bash'
 # Directories of a host that are below a directory of the test instead.
-MOVED = ('/snapshots', '/opt/VmBackup', '/root/VmBackup', '/tmp/try')
+MOVED = ('/tmp',)
 PYTHON_2 = ('SyntaxError: invalid syntax',)      # what it says of our grammar
 # In the place of the script: has Machine fork it with these words, streams and surroundings.
 LAUNCHER = '''#!/usr/bin/env python3
@@ -105,12 +105,26 @@ def section(title):
 
 def table(text):
     """The rows of a text's first table, without its head; cells without blanks around them."""
+    text = re.sub('(?ms)^ *```.*?^ *```$', '', text)
     lines = re.search(r'(?:^\|.*\n)+', text, re.MULTILINE).group().splitlines()[2:]
     return [[cell.strip() for cell in re.split(r'(?<!\\)\|', line)[1:-1]] for line in lines]
 
 
 def code(text):
     return [piece.replace('\\|', '|') for piece in re.findall('`([^`]+)`', text)]
+
+
+def session():
+    """All commands whose output is shown: those of a console block behind their prompts, or a block
+    of sh as a whole, of which an `output` block is what it prints."""
+    found, before = [], None
+    for block in blocks('console', 'sh', 'output'):
+        if block.kind == 'output':
+            found.append(Command('\n'.join(before.lines), block.lines))
+        elif block.kind == 'console':
+            found += commands(block)
+        before = block
+    return found
 
 
 def commands(block):
@@ -203,81 +217,76 @@ class Machine:
 
 
 class Shown(unittest.TestCase):
-    """Every console block: its commands print what stands below them."""
+    """All console blocks, in one shell: their commands print what stands below them."""
 
-    def compare(self, wanted, outputs):
-        """Fail with a diff where an output is another one than the README's."""
+    def test_what_is_shown_is_what_it_prints_and_what_is_drawn_is_there(self):
+        machine = Machine(self)
+        wanted = session()
+        with SimPool(pools.DEMO) as sim:        # as tests.simpool does, which has tests
+            outputs = machine.run(wanted, machine.home,
+                                  sim.environ(VMBACKUP_XAPI_URL=sim.unix_url))
         self.assertEqual(len(wanted), len(outputs), 'the shell ended early')
         for command, output in zip(wanted, outputs):
             expected, actual = uniform(command.output), uniform(output)
             while expected and not expected[-1]:
                 expected.pop()
-            if not agrees(expected, actual):
-                self.fail('$ %s\n%s' % (command.text, '\n'.join(
-                    difflib.unified_diff(expected, actual, 'README.md', 'printed', lineterm=''))))
+            with self.subTest(command.text):
+                if not agrees(expected, actual):
+                    self.fail('\n'.join(difflib.unified_diff(
+                        expected, actual, 'README.md', 'printed', lineterm='')))
+        there = {'/'.join(uniform([path]))[len(machine.path('/tmp')):]
+                 for path in glob.glob(machine.path('/tmp/snapshots/BACKUPS/*/*/*'))}
+        drawn = drawn_paths(section('What lies on disk'))
+        self.assertEqual(9, len(drawn))
+        self.assertLessEqual(drawn, there)
 
-    def test_quick_start_works_as_printed_in_the_playground(self):
-        machine = Machine(self)
-        wanted = [command for block in blocks('console') if block.section == 'Quick start'
-                  for command in commands(block)]
-        self.assertEqual([PLAYGROUND[2:], 'exit'], [wanted[0].text, wanted[-1].text])
-        with SimPool(pools.DEMO) as sim:        # as tests.simpool does, which has tests
-            outputs = machine.run(wanted[1:-1], machine.home,
-                                  sim.environ(VMBACKUP_XAPI_URL=sim.unix_url))
-        self.compare(wanted[1:-1], outputs)
 
-    def test_what_is_shown_of_a_host_is_what_it_prints(self):
-        machine = Machine(self)
-        with SimPool(pools.DEMO) as sim:
-            environ = dict(sim.environ(), VMBACKUP_XAPI_URL=sim.unix_url)
-            for block in blocks('console'):
-                if block.section == 'Quick start':
-                    continue
-                if block.section == 'Restore':
-                    self.prepare_restore(machine)
-                wanted = commands(block)
-                with self.subTest(block.section):
-                    self.compare(wanted, machine.run(wanted, machine.home, environ))
-
-    def test_what_is_shown_of_a_test_mail_is_what_it_prints(self):
-        machine, sink = Machine(self), SmtpSink()
-        self.addCleanup(sink.stop)
-        Path(machine.home, 'mail.cfg').write_text(
-            'mail_to=admin@example.com\nmail_smtp_port=%d\n' % sink.port)
-        block, = [block for block in blocks('text') if block.section == 'Mail']
-        output, = machine.run(commands(block), machine.home, dict(os.environ))
-        self.compare(commands(block), [[line.replace('port %d' % sink.port, 'port 25')
-                                        for line in output]])
-        self.assertEqual(1, len(sink.mails))
-
-    @staticmethod
-    def prepare_restore(machine):
-        """The backups get the date that the README shows."""
-        for path in glob.glob(machine.path('/snapshots/BACKUPS/*/backup-*')):
-            os.rename(path, os.path.join(os.path.dirname(path), 'backup-' + DATED))
+def drawn_paths(text):
+    """What a drawn tree has in the directories of backups."""
+    lines = re.search('```text\n(.*?)```', text, re.DOTALL).group(1).splitlines()
+    above, found = [lines[0]], set()
+    for line in lines[1:]:
+        depth, name = re.match(r'((?:[|`]?[ -]{3} ?)+)(\S+)', line).groups()
+        del above[len(depth) // 4:]
+        above.append(name.rstrip('/'))
+        found.add('/'.join(above))
+    return {path for path in found if path.count('/') > 4 and '...' not in path}
 
 
 class Tables(unittest.TestCase):
     """Tables name all that there is, and nothing else."""
 
-    def test_every_key_is_documented_with_its_default(self):
-        rows = {code(row[0])[0]: ''.join(code(row[1])) for row in table(section('Config file'))}
-        wanted = {key.name: key.default for key in VmBackup.KEYS}
-        wanted.update({method: '' for method in VmBackup.METHODS})
-        self.assertEqual(wanted, rows)
+    def test_keys_have_the_defaults_that_are_said_and_are_ten(self):
+        rows = {code(row[0])[0]: ''.join(code(row[1])) for row in table(section('Configuration'))}
+        self.assertEqual(10, len(rows))
+        known = {key.name: key.default for key in VmBackup.KEYS}
+        known.update({method: '' for method in VmBackup.METHODS})
+        self.assertEqual({name: known[name] for name in rows}, rows)
 
     def test_every_token_of_the_status_log_is_documented(self):
-        documented = [code(row[0])[0] for row in table(section('Status log'))]
+        documented = [token for row in table(section('Status log')) for token in code(row[0])]
         tokens = set(re.findall("'([A-Z]+(?:-[A-Z]+)+)'", Path(SCRIPT).read_text('utf-8')))
         self.assertEqual(sorted(tokens | {'SUCCESS', 'WARNING', 'SKIPPED', 'INTERRUPTED'}),
                          sorted(documented))
 
+    def test_it_is_short_and_tells_of_restoring_early(self):
+        lines = readme().splitlines()
+        self.assertLessEqual(len(lines), 900)
+        self.assertLessEqual(len(readme().split()), 9000)
+        self.assertIn('## The first restore', lines[:150])
+
+    def test_addresses_are_reserved_ones(self):
+        for address in re.findall(r'\b\d+\.\d+\.\d+\.\d+\b', readme()):
+            self.assertTrue(address.startswith('192.0.2.'), address)
+        for domain in re.findall(r'[\w.+-]+@([\w.-]+\w)', readme()):
+            self.assertTrue(domain.endswith('example.com'), domain)
+
     def test_every_marker_is_documented(self):
         for marker in VmBackup.MARKERS:
-            self.assertIn('`%s`' % marker, section('Backup directories'))
+            self.assertIn('`%s`' % marker, section('What lies on disk'))
 
     def test_every_key_of_the_cfg_files_is_documented(self):
-        rows = {code(row[0])[0]: row[1] for row in table(section('Backup directories'))}
+        rows = {code(row[0])[0]: row[1] for row in table(section('What lies on disk'))}
         for name, keys in (('vm.cfg', VmBackup.VM_CFG), ('VIFs/vif-<n>.cfg', VmBackup.VIF_CFG),
                            ('DISK-<device>/vbd.cfg', VmBackup.VBD_CFG),
                            ('DISK-<device>/vdi.cfg', VmBackup.VDI_CFG)):
@@ -309,23 +318,34 @@ class Examples(unittest.TestCase):
 
     def test_every_config_file_shown_is_understood(self):
         found = blocks('ini')
-        self.assertGreater(len(found), 2)
+        self.assertTrue(found)
         for block in found:
             self.assertTrue(self.parse(block.lines).rules, block.section)
 
-    def test_cron_lines_call_the_script_as_it_can_be_called(self):
-        lines = [line for block in blocks('cron') for line in block.lines]
-        self.assertGreater(len(lines), 1)
-        for line in lines:
-            words = shlex.split(line.split(' >> ')[0])[5:]
-            if words[0].endswith('python3'):
-                words.pop(0)
-            self.assertEqual('/opt/VmBackup/VmBackup.py', words[0])
-            if words[1] == 'verify' or words[2].startswith('test-restore='):   # they have tests
-                continue
-            line = parsed(*words[1:])
-            rules = VmBackup.config_of(line).rules
-            self.assertEqual([words[2]], [rule.text for rule in rules])
+    def test_every_line_that_calls_the_script_is_one_that_it_takes(self):
+        text = re.sub(r'(?ms)^ *```.*?^ *```$', '', readme())
+        shown = [line for block in blocks('cron', 'sh', 'console', 'text') for line in block.lines]
+        found = [words for line in shown + re.findall('`([^`]+)`', text) for words in re.findall(
+            r'^(?:.* )?[./\w]*VmBackup\.py ([^|>;"<]+)', line)]
+        self.assertGreater(len(found), 20)
+        for line in found:
+            with self.subTest(line):
+                words = shlex.split(line.replace('$vm', 'web'))
+                if not set(words) & {'COMMAND', '*', 'help', 'config', '-'}:
+                    parsed(*words)
+
+    def test_every_command_of_the_tests_that_is_named_is_there(self):
+        named = re.findall(r'python3 -m tests ([a-z]\w*)', readme())
+        self.assertGreater(len(named), 4)
+        self.assertLessEqual(set(named), set(COMMANDS))
+
+    def test_shell_blocks_are_shell(self):
+        for block in blocks('sh', 'console'):
+            lines = block.lines if block.kind == 'sh' else [
+                command.text for command in commands(block)]
+            done = subprocess.run(['bash', '-n'], input='\n'.join(lines).encode(),
+                                  stderr=subprocess.PIPE)
+            self.assertEqual((0, b''), (done.returncode, done.stderr), lines)
 
     def test_worked_examples_of_choosing_vms_are_right(self):
         text = section('Choosing VMs')
@@ -333,7 +353,7 @@ class Examples(unittest.TestCase):
                                re.DOTALL).group(1))
         vms = [VmBackup.Vm('ref-' + name, 'uuid-' + name, name, {}) for name in names]
         rows = table(text)
-        self.assertGreater(len(rows), 10)
+        self.assertGreater(len(rows), 8)
         for lines, result in rows:
             with self.subTest(lines):
                 rules = self.parse(code(lines)).rules
@@ -376,17 +396,16 @@ def prints(*headings):
 
 
 class Troubles(PoolCase):
-    """The headings of the troubleshooting section are what is really printed."""
+    """The messages in the table of what goes wrong are what is really printed."""
 
     pool_description = {'vms': [{'name': 'web', 'disks': ['64 KiB']},
                                 {'name': 'db', 'disks': ['64 KiB']}]}
     leaves_things_behind = True
 
-    def test_every_heading_is_printed_in_its_case(self):
+    def test_every_message_is_printed_in_its_case(self):
         cases = [case for case in vars(Troubles).values() if hasattr(case, 'headings')]
-        headings = re.findall('^### `(.*)`$', section('Troubleshooting'), re.MULTILINE)
-        self.assertEqual(len(re.findall('^###', section('Troubleshooting'), re.MULTILINE)),
-                         len(headings))
+        headings = [words for row in table(section('When something goes wrong'))
+                    for words in code(row[0])]
         self.assertEqual(sorted(set(headings) - set(PYTHON_2)),
                          sorted(heading for case in cases for heading in case.headings))
         for number, case in enumerate(cases):

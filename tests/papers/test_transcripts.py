@@ -1,7 +1,7 @@
 """Transcripts: whole runs of 3.25, recorded, beside the same runs of ours.
 
 Console, status log, files and what is left in the pool are compared line by line. Every line that
-differs must be one of the differences listed here, each of which has a row in the README.
+differs must be one of the differences listed here, each of which has a row in differences.txt.
 """
 
 import difflib

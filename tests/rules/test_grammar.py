@@ -10,7 +10,6 @@ import unittest.mock
 from typing import NamedTuple
 
 import VmBackup
-from tests.papers.test_readme import section, table
 from tests.rules.test_settings import KEYS
 from tests.tools.support import PoolCase, parsed
 
@@ -84,9 +83,6 @@ class Table(FedCase):
 
     def test_each_command_has_a_row_here_and_is_run_in_its_forms(self):
         self.assertEqual(list(VmBackup.COMMANDS), list(ROWS))
-        said = [row[1] for row in table(section('Differences from 3.25'))
-                if row[0] == 'any word in the first place is a password']
-        self.assertEqual(list(ROWS), re.findall('`(.*?)`', ''.join(said)))
         places = dict(vm='list', config=self.config('vm-export=list'), file=self.at('pass'))
         for name, row in ROWS.items():
             for line in (name + ' ' + row.words, row.former):
