@@ -19,8 +19,7 @@ issues (the last for what is half done, or was but a test)
 
     of a VM       xe vm-import, vm-param-remove, vdi-param-remove, network-param-remove, vm-start
     of a disk     xe vdi-create, vdi-import, vbd-create, vbd-plug, vdi-param-set
-    taken back    xe vm-destroy, vdi-destroy, vbd-destroy, network-destroy
-    detached      xe vbd-unplug, vdi-destroy
+    taken back    xe vm-destroy, vdi-destroy, vbd-unplug, vbd-destroy, network-destroy
 
 Exit status: 0 all good; 1 warnings only; 2 errors; 128+N ended by signal N; of `status`, as a
 plug-in's. Configs, backups and logs of NAUbackup/VmBackup 3.25, for Python 2, go on. Facts about xe
@@ -778,7 +777,7 @@ class Key(NamedTuple):
 
     def parse(self, text):
         """Return what a text means. Raise ValueError with a word for what is wrong."""
-        if not text and self.name in MAY_BE_EMPTY:
+        if not text and self.name in OPTIONAL:
             return ''
         least, is_number, most = self.allowed.partition(' to ')
         convert = CONVERSIONS.get(self.name, int if is_number else str)
@@ -794,8 +793,7 @@ class Key(NamedTuple):
 
 PINGS = {'start': r'\1', 'success': r'\2', 'fail': r'\3'}
 PING_WORDS = r'\{([^{}|]*)\|([^{}|]*)\|([^{}|]*)\}'      # in an address
-MAY_BE_EMPTY = ('keep_last min_free hook report_file mail_from mail_smtp_password_file '
-                'ping_url').split()
+OPTIONAL = 'keep_last min_free hook report_file mail_from mail_smtp_password_file ping_url'.split()
 CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
     lock_wait=float, stall_timeout=float, hook_timeout=float, vdi_disks=devices, mail_from=address,
     backup_dir=absolute, status_log=absolute, hook=absolute, report_file=absolute,
@@ -1127,8 +1125,7 @@ def chooses(rule: Rule, vm: Vm):
 
 class Plan:
     """What a run will do, as its rules say, and `select`; preview prints it, a run executes it."""
-    def __init__(self, rules: Sequence[Rule] = (), vms: Sequence[Vm] = (), former: Strings = {},
-                 saved=False):
+    def __init__(self, rules: Sequence[Rule] = (), vms: Sequence[Vm] = (), former={}, saved=False):
         self.rules = rules
         self.vms = vms
         self.former = former   # what became of the VMs that had these names
@@ -4336,18 +4333,18 @@ def form_of(name):
     return form if form in FORMS else ''
 
 
-def rewrite_for_import(ova, name, mark, moved: Texts, networks: Record):
+def rewrite_for_import(ova, target, mark, moved: Texts):
     """Return an ova.xml whose VM gets that name, is no template and neither starts by itself nor
     ever did; it, its disks and networks carry the mark, in the field that an import leaves as it is
-    (xapi: import.ml). The ids of disks that are moved begin with LAST. Networks get their fields by
-    their ids; those without a bridge are left out, and VIFs in them. Raise Damaged."""
+    (xapi: import.ml). The ids of disks that are moved begin with LAST. Networks become what target
+    says; those without a bridge are left out, and VIFs in them. Raise Damaged."""
     import xmlrpc.client
-    new = {'VM': {'name_label': name, 'ha_restart_priority': '', 'is_a_template': False,
+    new = {'VM': {'name_label': target.name, 'ha_restart_priority': '', 'is_a_template': False,
                   'ha_always_run': False},             # an import keeps the next: see check_unused
            'VM_metrics': {'start_time': xmlrpc.client.DateTime('19700101T00:00:00Z')}}
     with damaged_if_malformed():
         document = xmlrpc_value(ova)
-        document['objects'] = [each for each in document['objects'] if all(networks.get(
+        document['objects'] = [each for each in document['objects'] if all(target.networks.get(
             each['snapshot'].get('network', each['id']), {}).values())]
         for each in document['objects']:
             record = each['snapshot']
@@ -4358,7 +4355,8 @@ def rewrite_for_import(ova, name, mark, moved: Texts, networks: Record):
                 for key in ('auto_poweron', OWN):
                     record['other_config'].pop(key, None)
                 record['other_config'][MARK] = mark
-            for field, value in (networks.get(each['id']) or new.get(each['class'], {})).items():
+            for field, value in (target.networks.get(each['id']) or
+                                 new.get(each['class'], {})).items():
                 if field in record:                    # not all versions have all of them
                     record[field] = value
         value = search('<value>.*</value>', xmlrpc.client.dumps((document,)), DOTALL).group()
@@ -4391,8 +4389,7 @@ def archive_for_import(path, target, mark, readers: List[Reader]):
         ova = reader.read_ova()
         small = list(itertools.takewhile(lambda disk: 0 < disk.size < CHUNK,
                                          archived_vm(ova).disks))
-        ova = rewrite_for_import(ova, target.name, mark, [disk.id for disk in small],
-                                 target.networks)
+        ova = rewrite_for_import(ova, target, mark, [disk.id for disk in small])
         head = reader.ova_head
         head = tar_header(head[:124] + b'%011o\0' % len(ova) + head[136:])
         yield head + ova + bytes(-len(ova) % BLOCK)
@@ -5613,15 +5610,6 @@ def send_mail(settings: Settings, subject, told: Texts, outcomes: Sequence[Outco
     return not (failed or waiting)
 
 
-def without_address(error):
-    """Return what went wrong with HTTP, in words that cannot hold a part of the address."""
-    if isinstance(error, TargetError):
-        return str(error)
-    if hasattr(error, 'code'):
-        return f'HTTP {error.code}'
-    return type(getattr(error, 'reason', error)).__name__      # of URLError's
-
-
 def ping(config: Config, status, told: Texts):
     """Tell ping_url one of PINGS, twice if need be; return whether that failed."""
     from urllib import request
@@ -5640,8 +5628,12 @@ def ping(config: Config, status, told: Texts):
             bounded('its server', request.urlopen, asked, limit=PING_LIMIT).close()
             log(f'ping_url was told: {status}')
             return False
-        except Exception as error:                     # whatever it is, the backup stands
-            log(f'***NOTE - ping_url was not told {status}: {without_address(error)}')
+        except TargetError as error:                   # no answer
+            said = str(error)
+        except Exception as error:                     # its words may hold a part of the address
+            code = getattr(error, 'code', '')          # of HTTP
+            said = f'HTTP {code}' if code else type(getattr(error, 'reason', error)).__name__
+        log(f'***NOTE - ping_url was not told {status}: {said}')
     return True
 
 
@@ -6568,8 +6560,7 @@ class BackupRun(Shared):
                     self.verifier.prove(partial)
             with tolerating(self.warnings, 'its version is not recorded'):
                 write_json(path + '.json', self.identity)
-                log('pool database of xapi {0[xapi]}: only a pool of the same version takes it '
-                    'back'.format(self.identity))
+                log('only a pool of the same xapi takes it back, ' + self.identity['xapi'])
             with tolerating(self.warnings, 'cannot delete old dumps'):
                 for old in prune_pool_dumps(path, self.settings.pool_db_max_backups):
                     log(f'Deleting oldest pool database dump {old}')
@@ -7284,8 +7275,7 @@ class Restorer(Importer):
         found = [vm for vm in self.pool.vms() if word in (vm.uuid, vm.name)]
         states = [vm.record['power_state'] for vm in found]
         if states not in (['Halted'], ['Running']):
-            raise UsageError(f'attach={word} is not one VM that is halted or runs (choose it by '
-                             'its uuid): '
+            raise UsageError(f'attach={word} is not one VM, halted or running (choose its uuid): '
                              + (abbreviate(list(map(self.pool.vm_words, found))) or 'no VM'))
         vm, = found
         mode = self.options['mode'].upper() or ('RO' if states == ['Running'] else 'RW')
@@ -7295,9 +7285,8 @@ class Restorer(Importer):
         if mode == 'RW' and not self.options['force'] and any(
                 each.vdi['uuid'] == disk.uuid or each.name == disk.title
                 for each in self.pool.disks(vm)):
-            raise UsageError(f'the VM {word} has the original of this disk, or one of its name, '
-                             'and may boot from either, or mix up file systems, LVM, Windows disks '
-                             '(choose another VM, or force=yes)')
+            raise UsageError(f'the VM {word} has the original of this disk, or one of its name: it '
+                             'could confuse their file systems (choose another VM, or force=yes)')
         free = self.pool.call('VM.get_allowed_VBD_devices', vm.ref)
         if not free:
             raise UsageError(f'the VM {word} has no device left for a disk')
@@ -7341,8 +7330,7 @@ class Restorer(Importer):
         if vm.record['power_state'] == 'Running':
             record = LOOK_RECORD(self.store.root, uuid)
             words = (f'attached: {target.name} ({uuid}), {mode}, to the VM {vm.name} since '
-                     f'{now():%Y-%m-%d %H:%M} (to end that: VmBackup.py detach '
-                     f'{uuid})')
+                     f'{now():%Y-%m-%d %H:%M} (to end that: detach {uuid})')
             try:
                 tell('vdi-param-set', uuid=uuid,
                      **{'other-config:' + LOOK: f'{uuid} {mode} {vm.ref}'})
@@ -7388,8 +7376,7 @@ class TestRestore(Run):
     done = '{0.method} {0.name} - ***{1}*** t:{2}'
 
     def run(self, word, restorer: Restorer):
-        """Test one backup of each VM that a selector chooses, or that of a path. Raise UsageError,
-        OSError."""
+        """Test one backup of each VM chosen, or that of a path. Raise UsageError, OSError."""
         sources = restorer.sources
         if '/' in word and names_file(word):
             backup = sources.find(word, '')[0].backup
@@ -8254,8 +8241,7 @@ COMMANDS = read_commands()
 
 
 def value_text(name, config: Config, comment=''):
-    """Return what a config file says for a key's value, wherever it is read, before a comment.
-    Raise ConfigError."""
+    """Return how a config file has a key's value, with that comment. Raise ConfigError."""
     value, place = config.given[name]
     if CONVERSIONS.get(name) in (absolute, ping_address):      # as it is, or no secret
         value = portable(getattr(config.settings, name))

@@ -17,6 +17,7 @@ import sys
 import termios
 import time
 import unittest
+from types import SimpleNamespace
 from unittest import mock
 import xmlrpc.client
 
@@ -479,9 +480,9 @@ class Places(RestoreCase):
         shutil.rmtree(self.newest('web'))              # an image is the newest then
         self.xe('vm-start', 'uuid=' + self.uuid_of('web'))
         self.sim.pool.call('VM.suspend', self.sim.pool.ref_of('VM', self.uuid_of('web')))
-        self.refused('attach=web is not one VM that is halted or runs (choose it by its uuid): %s '
+        self.refused('attach=web is not one VM, halted or running (choose its uuid): %s '
                      '(Suspended' % self.uuid_of('web'), self.restore('web', 'attach=web'))
-        self.refused('attach=nobody is not one VM that is halted or runs (choose it by its uuid): '
+        self.refused('attach=nobody is not one VM, halted or running (choose its uuid): '
                      'no VM', self.restore('web', 'attach=nobody'))
         self.refused('start= does not apply to ', self.restore('web', 'start=True'))
 
@@ -782,7 +783,7 @@ class Namesakes(RestoreCase):
         image = self.dated('web')[0]
         first, second = [vm['uuid'] for vm in self.sim.pool.tables['VM'].values()
                          if vm['name_label'] == 'twin']
-        self.refused('attach=twin is not one VM that is halted or runs (choose it by its uuid): %s '
+        self.refused('attach=twin is not one VM, halted or running (choose its uuid): %s '
                      '(Halted), %s (Running, on b)' % (first, second),
                      self.restore(image, 'attach=twin'))
         self.ok(self.restore(image, 'attach=' + first))
@@ -937,7 +938,7 @@ class Leftovers(RestoreCase):
 
 
 def rewritten(ova, name, *more):
-    return VmBackup.rewrite_for_import(ova, name, *more, {})
+    return VmBackup.rewrite_for_import(ova, SimpleNamespace(name=name, networks={}), *more)
 
 
 class OvaXml(unittest.TestCase):

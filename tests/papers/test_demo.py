@@ -51,9 +51,9 @@ FURTHER = (
      'attached: web 0-restored-', ', RW, to the VM db since ', 'detached: '),
     ('without a network', 'network:  VIF 0 in none', 'the VM web-2 (', '$ xe vif-list '),
     ('A stream', 'streamed desktop: ', '/desktop.xva: all checksums match'),
-    ('A second try', 'failed at first: web: SNAPSHOT-FAIL', '- Success - S:3 W:0 E:0',
+    ('A second try', 'TRY-AGAIN web: SNAPSHOT-FAIL', '- Success - S:3 W:0 E:0',
      ',end,TRY-AGAIN web\n', ',end,SUCCESS web,', ' try:2\n'),
-    ('is told of each run', 'told: success', '\nGET /secret/start\nGET /secret\n',
+    ('is told of each run', 'told: success', '\nGET /secret\nGET /secret/start\nGET /secret\n',
      '\n\nAll of that went as expected.\n'),
     ('A shell in', '\ndesktop\n', '\nnight.cfg\n', '\nbackup-'),
 )

@@ -59,7 +59,7 @@ ADDED = [
      'vdi-export'),
     (r'verified (web1|old-halted)\.xva(\.gz)?: all checksums match .*', 'what was proved'),
     (r'verified db big\.(raw|vhd): the structure is intact \(\d+ s\)', 'what was proved'),
-    (r'pool database of xapi \S+: only a pool of the same version takes it back', 'who takes it'),
+    (r'only a pool of the same xapi takes it back, \S+', 'who takes it'),
 ]
 STATUSES = {'05-export-fails': 2, '06-snapshot-fails': 2, '09-preview': 0}
 

@@ -306,7 +306,7 @@ def tried_again(demo):
     demo.scene('A second try, at the end of the run, for a VM that failed')
     demo.run("sed -i 's/^RESTART_PAUSE = 30 /RESTART_PAUSE = 0.1 /' VmBackup.py")
     demo.sim.pool.faults.add('vm-snapshot', **FULL)
-    demo.run(NIGHT + ' retries=1 quiet', 'failed at first: web: SNAPSHOT-FAIL', 'S:3 W:0 E:0')
+    demo.run(NIGHT + ' retries=1 quiet', 'TRY-AGAIN web: SNAPSHOT-FAIL', 'S:3 W:0 E:0')
     demo.run('grep web status.log | tail -n 4', ',end,TRY-AGAIN web\n', ' try:2\n')
 
 
@@ -318,7 +318,7 @@ def pinged(demo):
         demo.run(NIGHT + ' quiet')
         Path(demo.directory, 'asked').write_text(''.join(
             '%s %s\n' % each[:2] for each in service.asked))
-        demo.run('cat asked', 'GET /secret/start\nGET /secret\n' * 2)
+        demo.run('cat asked', 'GET /secret\nGET /secret/start\nGET /secret\n')
 
 
 # A recording.
