@@ -53,7 +53,7 @@ FURTHER = (
     ('A stream', 'streamed desktop: ', '/desktop.xva: all checksums match'),
     ('A second try', 'TRY-AGAIN web: SNAPSHOT-FAIL', '- Success - S:3 W:0 E:0',
      ',end,TRY-AGAIN web\n', ',end,SUCCESS web,', ' try:2\n'),
-    ('is told of each run', 'told: success', '\nGET /secret\nGET /secret/start\nGET /secret\n',
+    ('is told of each run', 'told: success', '\nGET /secret\nGET /secret/start\nGET /secret',
      '\n\nAll of that went as expected.\n'),
     ('A shell in', '\ndesktop\n', '\nnight.cfg\n', '\nbackup-'),
 )
