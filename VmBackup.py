@@ -7134,8 +7134,8 @@ def disks_in(chosen: Chosen):
 def disk_in_words(chosen: Chosen):
     """Return by what a disk can be chosen, and where it is."""
     disk = chosen.disk
-    return (f'{disk.name}, position {disk.device}, {human_size(disk.size)}, '
-            f'{disk.title}, {disk.uuid}, in {basename(chosen.path)}')
+    words = disk.name, disk.device and f'position {disk.device}', human_size(disk.size), disk.title
+    return ', '.join(filter(None, (*words, disk.uuid, f'in {basename(chosen.path)}')))
 
 
 def choose_disks(word, disks: List[Chosen]):

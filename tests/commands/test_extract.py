@@ -236,6 +236,10 @@ class Words(MadeCase, ExtractCase):
 
 
 class Partitions(ExtractCase):
+    def test_what_an_image_alone_does_not_tell_is_not_listed(self):
+        path = self.put_file('disk.raw', bytes(MIB))
+        self.assertTrue(self.extract(0, path)[-1].endswith('  disk: 1.0 MiB, in disk.raw'))
+
     def told(self, data):
         path = self.put_file('disk.raw', bytes(data))
         target = self.out('d%d' % len(os.listdir(self.out())))
