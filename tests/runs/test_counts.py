@@ -136,7 +136,7 @@ class Store(PoolCase):
         config = self.config('vm-export=.*')
         with self.watched() as seen:
             self.assertEqual(0, self.list_here(config))
-        self.assertEqual(['.', 'db', 'web'], sorted(seen['scandir']))
+        self.assertEqual(['.', '.', 'db', 'web'], sorted(seen['scandir']))
         names = ['%s/backup-2026-01-0%d-(00:00:00)/' % (vm, day)
                  for vm in ('db', 'web') for day in range(1, 8)]
         self.assertEqual([name + 'backup.json' for name in names], sorted(seen['open']))

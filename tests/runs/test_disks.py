@@ -83,7 +83,7 @@ class Many(DiskCase):
             self.assertEqual({'DISK-xvdb.raw', 'DISK-xvdz.raw', 'DISK-xvdaa.raw'}, {
                 name for name in os.listdir(self.newest(vm)) if name.endswith('.raw')})
             done = self.command(0, 'password', 'restore=' + self.newest(vm, 'DISK-xvdaa.raw'),
-                                'attach=' + vm)
+                                'attach=' + vm, 'force=yes')
             self.assertIn('  attached: to %s as xvdac' % vm, done.output)
             self.assertEqual(self.digest(vm, '26'), self.digest(vm, '28'))
             self.before = self.contents()

@@ -182,7 +182,7 @@ class TheAddress(PingCase):
             for name in names:
                 self.assertNotIn(TOKEN.encode(), self.read_bytes(place, name))
         printed = self.command(0, 'config', config).output
-        self.assertIn('\nping_url=%s/%s\n' % (sink.url, TOKEN), printed)
+        self.assertIn('\nping_url=%s/%s # ' % (sink.url, TOKEN), printed)
 
     def test_neither_is_a_wrong_one(self):
         secret = 'https://hc.example.com/' + TOKEN
