@@ -148,6 +148,7 @@ class Manifests(StoreCase):
                  os.stat(os.path.join(directory, name)).st_size
                  for directory, _, names in os.walk(path) for name in names}
         self.assertEqual((True, 0), (files.pop('backup.json') > 0, files.pop('success')))
+        self.assertEqual(method == 'vdi-export', manifest.pop('rate') > 0)
         host, = self.sim.pool.tables['host'].values()
         self.check_verified(manifest.pop('verified'), method, path, vm)
         made = {'vm-export': 'vm-snapshot', 'vdi-export': 'vdi-snapshot'}[method]

@@ -82,8 +82,8 @@ class OnDisk(SmallCase):
         self.old_backup(name, OLD, 'success')
         self.put_file(os.path.join(self.backups, name, 'pool_db_20190101-000000.dump'))
         self.ends(0, 'vm-export=%s:1' % name, pool_db_backup=1, pool_db_max_backups=1)
-        backup, dump = sorted(os.listdir(os.path.join(self.backups, name)))
-        self.assertEqual((OLD, 'pool_db'), (backup, dump[:7]))
+        backup, dump, version = sorted(os.listdir(os.path.join(self.backups, name)))
+        self.assertEqual((OLD, 'pool_db', dump + '.json'), (backup, dump[:7], version))
         self.assertNotEqual('pool_db_20190101-000000.dump', dump)
         self.assertEqual(1, len(self.dated('%4D' + name[1:])))
 
