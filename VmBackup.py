@@ -7810,8 +7810,7 @@ VmBackup.py {version}: backs up, verifies and restores VMs of XenServer and XCP-
 
 VmBackup.py COMMAND --help tells all about one. An option is NAME=VALUE,
 --NAME=VALUE or --NAME VALUE, a flag NAME or --NAME. 3.25's form works, too:
-  VmBackup.py <password|password-file|local> <config-file|vm-selector>
-              [preview] [OPTIONS]
+  VmBackup.py <password|password-file|local> <config-file|vm-selector> [preview]
 
 Examples:
   VmBackup.py config > /root/night.cfg          a config file to begin with

@@ -70,9 +70,9 @@ FURTHER_EFFECTS = '''print input exec eval __import__ sys.stdout sys.stderr sys.
     time.sleep random'''
 ALL_EFFECTS = ' '.join([effect.names for effect in EFFECTS] + [FURTHER_EFFECTS])
 
-# Ceilings: 8,000 lines beside 476 of constants of help text, 65,000 nodes, 560 functions. A feature
+# Ceilings: 8,000 lines beside 475 of constants of help text, 65,000 nodes, 560 functions. A feature
 # that needs more pays it back in the same change.
-LINES, SECTION_LINES, FUNCTION_LINES, PARAMETERS, LEVELS = 8476, 700, 60, 6, 4
+LINES, SECTION_LINES, FUNCTION_LINES, PARAMETERS, LEVELS = 8475, 700, 60, 6, 4
 NODES, STATEMENT_NODES, FUNCTIONS, MEDIAN_LINES = 65000, 11.0, 560, 12
 
 # Not in Python 3.6, or no more in new ones, as identifiers wherever they stand.
