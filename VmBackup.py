@@ -7217,7 +7217,8 @@ class Restorer(Importer):
             if preserve and (same or vm['uuid'] == found.uuid):
                 raise UsageError(f'preserve=True: the VM {labelled(vm)} has the same MAC addresses '
                                  'or uuid (remove it, or restore without preserve)')
-            if self.options['start'] and vm['power_state'] == 'Running' and (
+            if self.options['start'] and self.options['network'] != 'none' and (
+                    vm['power_state'] == 'Running') and (
                     original == vm['name_label'] or chosen.backup.manifest.uuid == vm['uuid']):
                 log(f'***WARNING - start=True: the original runs, {labelled(vm)} (shut it down '
                     'first, or use network=none: two of one IP address disturb each other)')
@@ -7232,10 +7233,9 @@ class Restorer(Importer):
         """Return what network= has the networks of an archive become; log where all VIFs go."""
         known = list(self.pool.records('network').values())
         old, _, new = self.options['network'].rpartition(':')
-        chosen = [each for each in known if new in (each['uuid'], each['name_label'])]
-        if new == 'none':
-            chosen = [NO_NETWORK]
-        elif new and len(chosen) != 1:
+        chosen = [NO_NETWORK] if new == 'none' else [
+            each for each in known if new in (each['uuid'], each['name_label'])]
+        if (old or new) and len(chosen) != 1:
             raise UsageError(f'no single network is {new} (choose one, network=UUID): '
                              + abbreviate(list(map(labelled, chosen or known))))
         moved = {}             # type: Dict[str, Strings]
@@ -7244,6 +7244,8 @@ class Restorer(Importer):
             same = ([each for each in known if each['name_label'] == label] or
                     [each for each in known if each['bridge'] == bridge])
             if new and old in ('', label, bridge):
+        if old and not moved:
+            log(f'***WARNING - network=: no VIF is in {old}')
                 same = chosen
                 moved[number] = {'name_label': same[0]['uuid'], 'bridge': same[0]['bridge']}
             log(f'  network:  VIF {device} in ' + (

@@ -380,6 +380,8 @@ class Places(RestoreCase):
         self.assertNotIn(warning, self.ok(self.restore('web', 'preview')).output)
         for more in ['preview'], []:
             self.assertIn(warning, self.ok(self.restore('web', 'start=True', *more)).output)
+        self.assertNotIn(warning, self.ok(
+            self.restore('web', 'start=True', 'network=none', 'preview')).output)
 
     def test_a_preview_tells_all_and_changes_nothing(self):
         before = self.contents()
@@ -438,6 +440,8 @@ class Places(RestoreCase):
                 done = self.ok(self.restore('web', 'network=' + word, 'name=' + name))
                 self.assertIn('  network:  VIF 0 in %s (' % (network or 'none'), done.output)
                 self.assertEqual([('0', network)] if network else [], self.networks(name))
+                self.assertEqual(word.startswith('elsewhere'),
+                                 '***WARNING - network=: no VIF is in elsewhere' in done.output)
                 self.assert_unmarked()
         again = self.sim.pool.tables['network'][self.sim.pool.new(
             'network', name_label=eth0, bridge='xenbr8')]['uuid']
@@ -447,6 +451,7 @@ class Places(RestoreCase):
             self.sim.pool.tables['VIF'][vif]['network']]['uuid'])
         for word, words in (('nosuch', 'no single network is nosuch (choose one, network=UUID): '),
                             ('backend:nosuch', 'no single network is nosuch (choose one'),
+                            ('backend:', 'no single network is  (choose one'),
                             (eth0, 'no single network is %s (choose one, network=UUID): %s (%s), '
                              '%s (%s)' % (eth0, eth0, uuids[eth0], eth0, again))):
             self.sim.pool.journal.clear()
