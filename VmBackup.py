@@ -744,7 +744,7 @@ def directory_pattern(text):
 def ping_address(text):
     """Return the address of ping_url as it is."""
     return fitting(text, r'https?://([\w.-]+|\[[\w:.]+\])(:[0-9]{1,5})?'
-                   fr'([/?]([!#-&(-z|~]|\{{status\}}|{PING_WORDS})*)?',
+                   fr'([/?]([!$-&(-z|~]|\{{status\}}|{PING_WORDS})*)?',
                    'https://host/path, {status} or {start|success|fail} in it if need be')
 
 
@@ -792,7 +792,7 @@ class Key(NamedTuple):
 
 
 PINGS = {'start': r'\1', 'success': r'\2', 'fail': r'\3'}
-PING_WORDS = r'\{([^{}|]*)\|([^{}|]*)\|([^{}|]*)\}'      # in an address
+PING_WORDS = r'\{([!$-&(-z~]*)\|([!$-&(-z~]*)\|([!$-&(-z~]*)\}'     # in an address
 OPTIONAL = 'keep_last min_free hook report_file mail_from mail_smtp_password_file ping_url'.split()
 CONVERSIONS = dict(        # raise ValueError with a word for what is wrong
     lock_wait=float, stall_timeout=float, hook_timeout=float, vdi_disks=devices, mail_from=address,
@@ -865,18 +865,16 @@ def parse_config(lines: Texts, path='', line: CommandLine = CommandLine()):
             try:
                 value, dropped = unquoted(text)
                 values[name] = key.parse(value)
+                text = public(name, value)
+                dropped = dropped.replace(key.comment(), '').strip()
                 if dropped:
-                    text = value
-                    dropped = dropped.replace(key.comment(), '').strip()
-                if dropped:
-                    notes.append(f'***NOTE - config {name} is {public(name, value)}, without '
-                                 f'{dropped} ({place})')
+                    notes.append(f'***NOTE - config {name} is {text}, without {dropped} ({place})')
             except ValueError as error:
+                text = public(name, text)
                 if place == 'default':
                     raise ConfigError(f"default {name} {error} -> {text} (the script's first page)")
-                errors[name] = (f'ERROR: config {name} {error} -> {public(name, text)} ({place})'
-                                + key.hint())
-            given[name] = public(name, text), place
+                errors[name] = f'ERROR: config {name} {error} -> {text} ({place}){key.hint()}'
+            given[name] = text, place
     if values['keep_last'] == '':
         values['keep_last'] = values['max_backups']
     rules += [selector(text)._replace(method='vm', text=text) for text in line.only]
@@ -5616,8 +5614,7 @@ def ping(config: Config, status, told: Texts):
     url, text = config.settings.ping_url.replace('{status}', '{start|success|fail}'), None
     if not config.asks_for('ping_url') or not url or status == 'start' and '{|' in url:
         return False
-    if '{' not in url:
-        url = sub(r'(/?)(\?|\Z)', r'{/start|\1|/fail}\2', url, count=1)
+    url = url if '{' in url else sub(r'(/?)(\?|\Z)', r'{/start|\1|/fail}\2', url, count=1)
     if config.settings.ping_body == 'summary':         # ntfy takes 4096 bytes
         text = encoded('\n'.join([f'VmBackup {this_host()}: {status}', *told])[:3000])
     asked = request.Request(sub(PING_WORDS, PINGS[status], url), text, {
@@ -5631,8 +5628,8 @@ def ping(config: Config, status, told: Texts):
         except TargetError as error:                   # no answer
             said = str(error)
         except Exception as error:                     # its words may hold a part of the address
-            code = getattr(error, 'code', '')          # of HTTP
-            said = f'HTTP {code}' if code else type(getattr(error, 'reason', error)).__name__
+            said = (f'HTTP {error.code}' if hasattr(error, 'code') else
+                    type(getattr(error, 'reason', error)).__name__)
         log(f'***NOTE - ping_url was not told {status}: {said}')
     return True
 
@@ -6126,8 +6123,8 @@ class VmBackup(Turn):
                 with blaming_room(path, self.need):
                     self.exporter.export(file, path, watchdog)
                     size += written(path)
-                rate = int(file.snapshot.size / watchdog.seconds())
-                self.manifest['rate'] = max(rate, self.manifest.get('rate', 0))
+                self.manifest['rate'] = max(int(file.snapshot.size / watchdog.seconds()),
+                                            self.manifest.get('rate', 0))
         self.reserved = 0
         return size
 
@@ -6292,13 +6289,12 @@ class BackupRun(Shared):
                 plan.remark('WARNING', f'{job.shown}: {NO_DISK_LEFT}')
             for level, text in exporter.remarks():
                 plan.remark(level, f'{job.shown}: {text}')
-            rate = 0
             with suppress(OSError, TargetError):       # what is wrong with it shows elsewhere
                 rate = self.store.history(path_part(vm.name)).last_owner().rate
-            for disk in exporter.disks:
-                if 0 < rate < disk.size / TASK_AGE and not exporter.archive:
-                    plan.remark('WARNING', f'{job.shown}: {disk.device} takes over 24 hours at '
-                                f'the last rate: {ENDED}')
+                for disk in exporter.disks:
+                    if 0 < rate < disk.size / TASK_AGE and not exporter.archive:
+                        plan.remark('WARNING', f'{job.shown}: {disk.device} takes over 24 hours at '
+                                    f'the last rate: {ENDED}')
         Console.current.tell(vms=vms)
 
     def preview(self, line: CommandLine):
@@ -7244,12 +7240,12 @@ class Restorer(Importer):
             same = ([each for each in known if each['name_label'] == label] or
                     [each for each in known if each['bridge'] == bridge])
             if new and old in ('', label, bridge):
-        if old and not moved:
-            log(f'***WARNING - network=: no VIF is in {old}')
                 same = chosen
                 moved[number] = {'name_label': same[0]['uuid'], 'bridge': same[0]['bridge']}
             log(f'  network:  VIF {device} in ' + (
                 ' or '.join(map(labelled, same)) or f'{label}, which is not here: it will be made'))
+        if old and not moved:
+            log(f'***WARNING - network=: no VIF is in {old}')
         return moved
 
     def sr(self, size, title):
@@ -8315,8 +8311,9 @@ def misplaced(word, line: Texts):
         meant.append('password-file=' + (file or 'FILE'))
     if first == 'preview' and first in command.options:
         meant.append(first)
-    return UsageError(f'{word} is a command and comes first: VmBackup.py {" ".join(meant)} (a VM '
-                      f'that is called so is vm-export={word}, a file ./{word})')
+    return UsageError(f'{word} is a command and comes first: VmBackup.py '      # less a secret
+                      f'{sub("://[^ ]*", "://...", " ".join(meant))} (a VM that is called so is '
+                      f'vm-export={word}, a file ./{word})')
 
 
 def parse_command(command: Command, line: Texts, *about):

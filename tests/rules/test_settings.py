@@ -74,7 +74,8 @@ KEYS = {
     'mail_mode': ('always', {'Problems': 'problems', 'never': 'never'}, ['', 'errors']),
     'ping_url': ('', {'http://h:1/x?y': 'http://h:1/x?y', '': '',
                       'https://[::1]/{|a|}': 'https://[::1]/{|a|}'},
-                 ['h', 'ftp://h/', 'https://', 'https://u:p@h/', 'https://h/{x}', 'https://h/ x']),
+                 ['h', 'ftp://h/', 'https://', 'https://u:p@h/', 'https://h/{x}', 'https://h/ x',
+                  'https://h/x#y', 'https://h/{a b|c|d}', 'https://h/{|\u00e9|}']),
     'ping_body': ('none', {'Summary': 'summary'}, ['', 'log']),
 }
 

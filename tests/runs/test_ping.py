@@ -200,6 +200,14 @@ class TheAddress(PingCase):
                                     'ping_url=' + wrong)
                 self.assertIn('invalid value: ping_url=(a secret)', done.output)
                 self.assertNotIn(TOKEN, done.output)
+        done = self.command(2, self.config('vm-export=db'), 'ping_url=' + secret, 'test-ping')
+        self.assertIn(' ping_url=https://... (a VM', done.output)
+        self.assertNotIn(TOKEN, done.output)
+        script, self.script = self.script, self.with_defaults(ping_url=secret + '#x')
+        done = self.command(2, 'password', 'db')
+        self.assertIn(' -> (a secret) (the script', done.output)
+        self.assertNotIn(TOKEN, done.output)
+        self.script = script
         for line in ('ping_url: %s', 'ping_url %s?x=y', 'ping_ulr=%s', 'ping_url="%s" # x'):
             with self.subTest(line):
                 done = self.vmbackup('check-config', self.config('vm-export=db', line % secret))
