@@ -5617,11 +5617,11 @@ def ping(config: Config, status, told: Texts):
     url = url if '{' in url else sub(r'(/?)(\?|\Z)', r'{/start|\1|/fail}\2', url, count=1)
     if config.settings.ping_body == 'summary':         # ntfy takes 4096 bytes
         text = encoded('\n'.join([f'VmBackup {this_host()}: {status}', *told])[:3000])
-    asked = request.Request(sub(PING_WORDS, PINGS[status], url), text, {
-        'User-Agent': f'VmBackup/{VERSION}', 'Content-Type': 'text/plain; charset=utf-8'})
     for pause in PING_PAUSES:
         sleep(pause)
         try:
+            asked = request.Request(sub(PING_WORDS, PINGS[status], url), text, {
+                'User-Agent': f'VmBackup/{VERSION}', 'Content-Type': 'text/plain; charset=utf-8'})
             bounded('its server', request.urlopen, asked, limit=PING_LIMIT).close()
             log(f'ping_url was told: {status}')
             return False

@@ -155,8 +155,13 @@ class BadServers(PingCase):
             done = self.command(2, 'test-ping', config, 'ping_url=http://localhost:%d/%s' % (
                 port, TOKEN))
         self.assertIn('told success: ConnectionRefusedError', done.output)
-        done = self.command(2, 'test-ping', config, 'ping_url=http://%s.invalid/' % TOKEN)
-        self.assertNotIn(TOKEN, done.output)
+        for host in '%s.invalid' % TOKEN, '[%s]' % TOKEN:      # the last is no address at all
+            done = self.command(2, 'test-ping', config, 'ping_url=http://%s/' % host)
+            self.assertNotIn(TOKEN, done.output)
+            self.assertEqual('ERROR test-ping: it failed (see above)', done.lines[-1])
+            done = self.command(0, 'password', config, 'ping_url=http://%s/' % host)
+            self.assertEqual(2, done.output.count('ping_url was not told start: '))
+            self.assertEqual(2, done.output.count('ping_url was not told success: '))
 
 
 class TheAddress(PingCase):
