@@ -375,6 +375,8 @@ class Examples(unittest.TestCase):
         for line, wanted in (
                 ('T,vmbackup.py,h,begin', ('T', 'vmbackup.py', 'h', 'begin', None, None)),
                 ('T,vm-export,h,begin,a,b', ('T', 'vm-export', 'h', 'begin', 'a,b', None)),
+                ('T,vm-export,h,end,SUCCESS a,elapse:3 size:10G try:2',
+                 ('T', 'vm-export', 'h', 'end', 'SUCCESS a', 'elapse:3 size:10G try:2')),
                 ('T,vm-export,h,end,SUCCESS a,b,elapse:3 size:10G',
                  ('T', 'vm-export', 'h', 'end', 'SUCCESS a,b', 'elapse:3 size:10G')),
                 ('T,vdi-export,h,end,NO-BOOT-DISK a,b',
