@@ -1007,7 +1007,7 @@ def changeable(path, shares=True):
     return ''
 
 
-def read_password_file(path, warn: Callable):
+def read_password_file(path, warn):
     """Read a password file, also of 3.25; warn when others may read it. Raise ConfigError."""
     try:
         text = read_file(path, 4097).strip()           # what is cut there is no base64
@@ -1399,8 +1399,7 @@ def send_signal(signum, *children: Popen):
                 os.killpg(child.pid, signum)
 
 
-def bounded(what, function: Callable, *arguments, watch: Optional[Callable] = None,
-            every=WATCH_EVERY, limit=0):
+def bounded(what, function, *arguments, watch=None, every=WATCH_EVERY, limit=0):
     """Return the result of a function that may hang. Raise TargetError after `limit` seconds, or
     SHARE_TIMEOUT; with a `watch`, which is called `every` so many, only what that raises."""
     results, errors = [], []   # type: List[Any], List[Exception]
@@ -1436,7 +1435,7 @@ class Watchdog:
     seen = (-1, {})            # type: Tuple[int, Dict[str, float]]
     logged = 0.0               # seconds until its last line in the log
 
-    def __init__(self, limit, size: Callable, verb, path, expected=0, progress: Callable = dict):
+    def __init__(self, limit, size, verb, path, expected=0, progress=dict):
         self.limit = limit         # seconds
         self.every = min(SHOW_EVERY if Console.current.terminal else LOOK_EVERY, limit / 4)
         self.size = size           # bytes so far
@@ -1621,8 +1620,7 @@ def decoded(output):
     return output.decode('utf-8', 'replace').strip()
 
 
-def attend(children: Sequence[Popen], work: Callable, argv: Texts, limit, cuttable,
-           watchdog: Optional[Watchdog] = None):
+def attend(children: Sequence[Popen], work, argv: Texts, limit, cuttable, watchdog=None):
     """Do work that ends with the children, which if `cuttable` a signal ends. Raise CommandFailed
     if it takes over `limit` seconds or, with a watchdog, stalls; Interrupted."""
     signals, waited = Signals.current if cuttable else Signals(), stopwatch()
@@ -1646,7 +1644,7 @@ def attend(children: Sequence[Popen], work: Callable, argv: Texts, limit, cuttab
         raise signals.reason()
 
 
-def run(argv: Texts, timeout, cuttable=False, watchdog: Optional[Watchdog] = None, packer=None):
+def run(argv: Texts, timeout, cuttable=False, watchdog=None, packer=None):
     """Run a program to its end, or if `cuttable` to a signal. A packer: a program that compresses
     its output, and the open file for that. Raise CommandFailed if one cannot be started, takes over
     `timeout` seconds or, with a watchdog, stalls, or the packer fails; and what feeding it met."""
@@ -1685,7 +1683,7 @@ def run(argv: Texts, timeout, cuttable=False, watchdog: Optional[Watchdog] = Non
     return CompletedProcess(argv, child.returncode, output or b'', errors)
 
 
-def run_hook(argv: Texts, own: Dict[str, bytes], timeout, cuttable, tell: Callable):
+def run_hook(argv: Texts, own: Dict[str, bytes], timeout, cuttable, tell):
     """Run a program, with `own` in its environment. `tell` is called with each line; if `cuttable`,
     a signal ends it; what it leaves goes on. Raise CommandFailed with its last words, status."""
     last = deque(maxlen=4)     # type: deque
@@ -2448,7 +2446,7 @@ def is_dropped(path):
         return False
 
 
-def sift(path, is_ours: Callable, part=''):
+def sift(path, is_ours, part=''):
     """Yield what is in a directory; 'ours' is told by the path from there. Archives and images come
     first, what is in a directory of ours before it; one with something of a person in it counts for
     nothing itself, and nobody looks into others. Raise OSError."""
@@ -2848,7 +2846,7 @@ def read_record(kind, path, data):
     return parse_record(kind, data)._replace(noted=False)
 
 
-def is_in_work(record, elsewhere: Callable = lambda record: True):
+def is_in_work(record, elsewhere=lambda record: True):
     """Return whether a record's process may go on; `elsewhere` tells that of another host's."""
     if record.host != this_host():
         return elsewhere(record)
@@ -3235,8 +3233,8 @@ class History:
         return sorted(self.backups(True)[::-1] + half,
                       key=lambda each: each.path if each.outcome in NO_BACKUP else '')
 
-    def judged(self, policy: Dict[str, int], owner: Manifest, disks: DiskIds = (),
-               new: Optional[Aged] = None, path=''):
+    def judged(self, policy: Dict[str, int], owner: Manifest, disks: DiskIds = (), new=None,
+               path=''):
         """Return why each of the owner's backups is kept, also beside a new one at that path. Till
         it has one, the last sound one and what is newer have to stay, and are left out. `disks`:
         those of the VM, by default as its newest backup that tells of any has them."""
@@ -3839,7 +3837,7 @@ def open_config(line: CommandLine):
     return Store(config)
 
 
-def open_target(line: CommandLine, is_archive: Callable = lambda path: False):
+def open_target(line: CommandLine, is_archive=lambda path: False):
     """Open what a word stands for; any file is a config, but for what `is_archive` finds."""
     path = abspath(line.path)
     kind = kind_of(path)
@@ -4575,7 +4573,7 @@ class Verified(NamedTuple):
         return told if self.proved else {**told, 'fault': printable(self.problems[0])}
 
 
-def read_watched(path, limit, verb, read: Callable):
+def read_watched(path, limit, verb, read):
     """Return what a function returns of a file's form and Reader, in a thread of its own, as
     storage may hang, for so many seconds at most. Raise what it does, CommandFailed."""
     readers = []               # type: List[Reader]    # once it is open
@@ -4705,7 +4703,7 @@ def end_clients(uuids: Texts, run):
             end_program(number)
 
 
-def in_several_tries(remove: Callable, patient=False):
+def in_several_tries(remove, patient=False):
     """Call `remove` with the number of the try until it succeeds. Only what fails in the last one
     is raised. IN_USE usually passes, and gets more tries, as does all where `patient`."""
     pauses = DISCARD_PAUSES + BUSY_PAUSES
@@ -5494,7 +5492,7 @@ def compose(settings: Settings, subject, told: Texts, outcomes: Sequence[Outcome
     from email import contentmanager, header, message, policy, utils
     from html import escape
 
-    def put(how: Callable, text, **more):
+    def put(how, text, **more):
         """Put text in; ASCII as it is, if no line is too long for that (RFC 5322, 2.1.1)."""
         text = encoded(text).decode('utf-8', 'replace')
         plain = match(r'([ -~\t]{,998}\n)*\Z', text)
@@ -5708,7 +5706,7 @@ class Run:
         self.started = iso(now())
         self.elapsed = stopwatch()
 
-    def attempt(self, turn: Turn, work: Callable):
+    def attempt(self, turn: Turn, work):
         """Do something for one VM; its failure becomes that VM's outcome. Raise Interrupted."""
         elapsed = stopwatch()
         method, name = turn.job.method, turn.job.vm.name
@@ -5735,6 +5733,9 @@ class Run:
 
     def add(self, outcome: Outcome):
         """Count and note how a VM's backup ended; size in GiB and time in minutes, both cut."""
+        for each in list(self.outcomes):
+            if (each.uuid, each.status) == (outcome.uuid, AGAIN):
+                self.outcomes.remove(each)
         self.outcomes.append(outcome)
         status, minutes = outcome.status, outcome.seconds // 60
         words = [f'{status} {outcome.name}']
@@ -5984,6 +5985,8 @@ class VmBackup(Turn):
             try:
                 with failing_as('HOOK-FAIL'):
                     self.skipped = shared.call_hook('backup-start', **known)
+                    if self.skipped and shared.remark:
+                        raise VmBackupError('the hook skipped the second try: no backup')
                 if self.skipped:
                     return
                 self.back_up()
@@ -6430,7 +6433,6 @@ class BackupRun(Shared):
             while waited() < RESTART_PAUSE:
                 check_signals()
                 sleep(1)
-            self.outcomes = [each for each in self.outcomes if each.status != AGAIN]
             self.remark = ' try:2'
             self.back_up(self.again)
         check_signals()
@@ -6664,7 +6666,7 @@ class VerifyCommand(NamedTuple):
                 self.verify(path, self.prove_file)
         return plan
 
-    def verify(self, path, prove: Callable, vm=''):
+    def verify(self, path, prove, vm=''):
         """Log and note what is found of a path. What is wrong there keeps no other from that."""
         check_signals()
         try:

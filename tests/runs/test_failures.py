@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import signal
 import socket
 import unittest.mock
 
@@ -88,6 +89,25 @@ class FailingSteps(FailureCase):
                          'parallel=3')
         self.assertEqual(2, done.output.count(' TRY-AGAIN '))
         self.assertEqual(2, '\n'.join(self.status()).count(' try:2'))
+
+    def test_a_second_try_that_a_hook_skips_or_a_signal_prevents_leaves_a_failure(self):
+        self.script = self.changed_script(RESTART_PAUSE=0.01)
+        hook = self.program('hook', '[ $1 != backup-start ] || mkdir %s || exit 75\n'
+                            % self.at('tried'))
+        self.fault('vm-export', 'refuse', nth=2, error=REFUSED['error'])
+        done = self.ends(2, 'vm-export=web', 'retries=1', 'hook=' + hook)
+        self.assertIn('BACKUP-FAIL web: the hook skipped the second try', done.output)
+        self.setUp()
+        report = self.at('report.json')
+        self.fault('vm-export', 'refuse', nth=2, error=REFUSED['error'])
+        child = self.start('password', self.config('vm-export=web', 'retries=1',
+                                                   report_file=report))
+        self.wait_for(lambda: os.path.exists(self.status_log) and
+                      'TRY-AGAIN' in self.read(self.status_log))
+        child.send_signal(signal.SIGTERM)
+        self.assertEqual(143, self.finish(child).status)
+        self.assertIn('TRY-AGAIN', self.read(report))
+        self.assert_clean()
 
     def test_a_second_try_that_fails_is_the_outcome(self):
         self.script = self.changed_script(RESTART_PAUSE=0.01)
