@@ -3803,7 +3803,7 @@ def new_pool_dump(directory):
 def prune_pool_dumps(newest, keep):
     """Delete the oldest dumps beyond `keep` (0: none), return them; delete what kills left."""
     old = sorted(dumps_in(dirname(newest)), key=lambda path: path == newest)[:-keep]
-    for path in old + dumps_in(dirname(newest), PARTIAL):
+    for path in old + dumps_in(dirname(newest), f'({PARTIAL}|.json.its{NEW})'):
         remove(path + '.json')
         remove(path)
     return old
@@ -6557,7 +6557,7 @@ class BackupRun(Shared):
                 if self.settings.verify == 'yes':
                     self.verifier.prove(partial)
             with tolerating(self.warnings, 'its version is not recorded'):
-                write_json(path + '.json', self.identity)
+                write_json(path + '.json', self.identity, 'its')
                 log('only a pool of the same xapi takes it back, ' + self.identity['xapi'])
             with tolerating(self.warnings, 'cannot delete old dumps'):
                 for old in prune_pool_dumps(path, self.settings.pool_db_max_backups):

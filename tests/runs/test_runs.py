@@ -260,9 +260,12 @@ class PoolDatabase(RunCase):
         foreign = self.put_file(os.path.join(os.path.dirname(newest), 'pool_db_keep.dump'))
         self.put_file(os.path.join(os.path.dirname(newest),
                                    'pool_db_20190101-000000.dump.partial'))    # of a killed run
+        self.put_file(os.path.join(os.path.dirname(newest),
+                                   'pool_db_20190101-000001.dump.json.its.new'))
         self.ends(0, 'vm-export=db', pool_db_backup=1, pool_db_max_backups=2)
         self.assertEqual([newest, foreign], [self.dumps()[0], self.dumps()[-1]])
         self.assertEqual(3, len(self.dumps()))
+        self.assertNotIn('.its.new', ' '.join(os.listdir(os.path.dirname(newest))))
 
     def test_the_version_that_takes_a_dump_back_is_told_recorded_and_deleted_with_it(self):
         version = self.sim.pool.xapi_version
